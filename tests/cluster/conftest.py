@@ -1,0 +1,49 @@
+"""The session's cluster: brought up once, taken down at the end (BBU_KEEP_CLUSTER=1 leaves it running)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import testbed
+from tests.cluster.testbed import Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    try:
+        testbed.require_machine()
+    except testbed.ClusterUnavailable as reason:
+        pytest.skip(str(reason))
+    tell = teller(request.config)
+    report = testbed.script("up.sh")
+    tell(report.strip().splitlines()[-1])
+    shared = session_folder(testbed.prefix(), user="bbu")
+    tell("finding or building the image (ten minutes when it has changed)")
+    start = time.monotonic()
+    image = testbed.build_image(testbed.prefix(), "bbu", testbed.copy_tree(shared, "bbu"))
+    tell(f"image {image.name} after {time.monotonic() - start:.0f} s")
+    yield Cluster(prefix=testbed.prefix(), user="bbu", shared=shared, image=image)
+    if os.environ.get("BBU_KEEP_CLUSTER") != "1":
+        if "cluster: started" in report:
+            testbed.script("down.sh")
+        shutil.rmtree(shared, ignore_errors=True)
+
+
+def session_folder(prefix: Path, user: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="session-", dir=prefix / "shared"))
+    folder.chmod(0o755)
+    shutil.chown(folder, user, user)
+    return folder
+
+
+def teller(config: pytest.Config):
+    """A function that writes a line to the terminal in the midst of a test run."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return lambda line: reporter.write_line(line) if reporter else None
