@@ -16,9 +16,9 @@ usage() { sed -n '4s/^# *//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 # sources KIND: the files an image is made of, one path relative to the checkout per line.
 sources() {
     case $1 in
-        cpu) printf 'containers/%s\n' bbu-cpu.def requirements-cpu.txt build.sh ;;
+        cpu) printf 'containers/%s\n' bbu-cpu.def requirements-cpu.txt selftest.py build.sh ;;
         cuda)
-            printf 'containers/%s\n' bbu.def requirements.lock build.sh
+            printf 'containers/%s\n' bbu.def requirements.lock requirements-source.txt selftest.py build.sh
             find bbu configs -type f ! -name '*.pyc' | sort # the CUDA image carries the code
             ;;
     esac

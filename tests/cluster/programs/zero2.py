@@ -1,0 +1,29 @@
+"""One rank per node: three ZeRO-2 steps of a small model on different data; prints the weights' sum."""
+
+import os
+
+os.environ |= {"RANK": os.environ["SLURM_PROCID"], "WORLD_SIZE": os.environ["SLURM_NTASKS"], "LOCAL_RANK": "0"}
+
+import deepspeed
+import torch
+from torch import nn
+
+SETTINGS = {"train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 2}}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    deepspeed.init_distributed(dist_backend="gloo")
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=SETTINGS)
+    torch.manual_seed(1 + int(os.environ["RANK"]))
+    for _ in range(3):
+        engine.backward(engine(torch.randn(2, 8)).square().mean())
+        engine.step()
+    total = sum(parameter.double().sum().item() for parameter in engine.module.parameters())
+    print(f"stage {engine.zero_optimization_stage()} weights {total:.6f}", flush=True)
+
+
+main()

@@ -1,0 +1,47 @@
+"""Two nodes, one rank each, inside the image: torch.distributed and DeepSpeed find each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.testbed import Cluster
+
+pytestmark = pytest.mark.cluster
+
+BATCH = """#!/bin/bash
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1
+srun -N2 --ntasks-per-node=1 "$BBU_HOME/slurm/container.sh" python "$BBU_HOME/tests/cluster/programs/$1"
+"""
+
+
+@pytest.fixture(scope="module")
+def home(cluster: Cluster) -> Path:
+    return cluster.checkout()
+
+
+def output_of(cluster: Cluster, home: Path, program: str) -> str:
+    script = home / f"{program}.sbatch"
+    script.write_text(BATCH)
+    env = {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(home)}
+    job = cluster.sbatch("-N2", script, program, cwd=home, env=env)
+    assert cluster.wait(job) == "COMPLETED", cluster.describe(job)
+    return cluster.job_output(job)
+
+
+def test_gloo_sums_across_the_nodes(cluster: Cluster, home: Path) -> None:
+    told = output_of(cluster, home, "all_reduce.py")
+    assert sorted(line for line in told.splitlines() if line.startswith("rank")) == [
+        "rank 0 on n1: sum 3",
+        "rank 1 on n2: sum 3",
+    ]
+
+
+def test_zero2_trains_across_the_nodes_and_compiles_nothing(cluster: Cluster, home: Path) -> None:
+    told = output_of(cluster, home, "zero2.py")
+    weights = re.findall(r"stage 2 weights (\S+)", told)
+    assert len(weights) == 2 and len(set(weights)) == 1, told
+    assert "ninja" not in told and "Building extension" not in told, told

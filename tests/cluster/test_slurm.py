@@ -1,0 +1,62 @@
+"""The test cluster itself: what every other cluster test takes for granted."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from tests.cluster import testbed
+from tests.cluster.testbed import Cluster
+
+pytestmark = pytest.mark.cluster
+
+
+def test_two_nodes_are_up(cluster: Cluster) -> None:
+    nodes = cluster.run(["sinfo", "-h", "-N", "-o", "%N %P"]).stdout.split("\n")
+    assert sorted(filter(None, nodes)) == ["n1 cpu*", "n2 cpu*"]
+
+
+def test_up_is_idempotent(cluster: Cluster) -> None:
+    assert "already running" in testbed.script("up.sh")
+
+
+def test_a_step_runs_on_both_nodes_as_the_ordinary_user(cluster: Cluster) -> None:
+    told = cluster.run("srun -N2 --ntasks-per-node=1 sh -c 'echo $SLURMD_NODENAME $(id -un)'").stdout
+    assert sorted(told.splitlines()) == ["n1 bbu", "n2 bbu"]
+
+
+def test_accounting_remembers_a_job_and_its_exit_code(cluster: Cluster) -> None:
+    job = cluster.sbatch("--wrap", "exit 7")
+    assert cluster.wait(job) == "FAILED"
+    until_recorded(cluster, job, "FAILED|7:0")
+
+
+def until_recorded(cluster: Cluster, job: str, record: str) -> None:
+    """Accounting lags the controller by a second or so."""
+    line = f'until sacct -j {job} -XnPo State,ExitCode | grep -q "^{record}$"; do sleep 0.5; done'
+    cluster.run(line.replace("|7", "[|]7"), timeout=30)
+
+
+def test_a_requeued_job_starts_again_within_seconds(cluster: Cluster) -> None:
+    script = 'echo restarts ${SLURM_RESTART_COUNT:-0}; [ "${SLURM_RESTART_COUNT:-0}" = 1 ] || scontrol requeue $SLURM_JOB_ID; sleep 5'
+    job = cluster.sbatch("--requeue", "--open-mode=append", "--wrap", script)
+    assert cluster.wait(job, timeout=90) == "COMPLETED", cluster.describe(job)
+    assert cluster.job_output(job).split() == ["restarts", "0", "restarts", "1"]
+
+
+def test_gpus_can_be_asked_for_by_number(cluster: Cluster) -> None:
+    told = cluster.run("srun -N2 --gpus-per-node=2 --ntasks-per-node=2 sh -c 'echo $SLURM_GPUS_ON_NODE'").stdout
+    assert told.split() == ["2"] * 4
+
+
+def test_the_login_python_has_no_torch(cluster: Cluster) -> None:
+    done = cluster.run([cluster.python, "-c", "import submitit, yaml, numpy"])
+    assert done.returncode == 0
+    assert cluster.run([cluster.python, "-c", "import torch"], check=False).returncode == 1
+
+
+def test_apptainer_runs_the_image_as_the_user(cluster: Cluster) -> None:
+    told = cluster.run(["apptainer", "exec", cluster.image, "python", "-c", "import torch, os; print(os.getuid())"])
+    uid = subprocess.check_output(["id", "-u", cluster.user], text=True)
+    assert told.stdout == uid
