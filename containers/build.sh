@@ -72,7 +72,7 @@ build() {
     exec 9>"$cache/.lock-$kind"
     flock 9
     [ -f "$image.sha256" ] && return
-    printf 'build.sh: building %s (about ten minutes); log: %s\n' "$image" "${image%.sif}.log" >&2
+    printf 'build.sh: building %s (some minutes); log: %s\n' "$image" "${image%.sif}.log" >&2
     apptainer_build "$kind" "$2" "$partial" >"${image%.sif}.log" 2>&1 9>&- ||
         die "the build failed: $(tail -n 1 "${image%.sif}.log") (log: ${image%.sif}.log)"
     mv "$partial" "$image"
@@ -81,7 +81,7 @@ build() {
 }
 
 main() {
-    local kind=${1:-} out= image
+    local kind=${1:-} out='' image
     case $kind in cpu | cuda) shift ;; *) usage ;; esac
     [ $# = 0 ] || { [ "$1" = --out ] && [ $# = 2 ] || usage; out=$2; }
     command -v apptainer >/dev/null || die "apptainer is not on PATH; install it, or on Debian 12 run tests/cluster/up.sh"

@@ -16,7 +16,6 @@ set -u
 
 home=${BBU_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 image=${BBU_IMAGE:-}
-stop_signals=(USR1 USR2 TERM)
 mounted='' # our own mount of the image, while there is one
 asked=''   # the stop signal that came, if one did
 
@@ -85,7 +84,7 @@ mount_shielded() {
     sweep
     mounted=$(mktemp -d "${TMPDIR:-/tmp}/bbu-image.$UID.XXXXXX") || fail "cannot make a folder in ${TMPDIR:-/tmp}"
     (
-        trap '' HUP INT "${stop_signals[@]}"
+        trap '' HUP INT USR1 USR2 TERM
         exec "$binary" -f -o "ro,offset=$offset" "$image" "$mounted"
     ) </dev/null >/dev/null &
     server=$!
@@ -120,8 +119,9 @@ begin() {
 }
 
 main() {
-    local signal
-    for signal in "${stop_signals[@]}"; do trap "asked=$signal" "$signal"; done
+    trap 'asked=USR1' USR1
+    trap 'asked=USR2' USR2
+    trap 'asked=TERM' TERM
     check "$@"
     [ -n "$image" ] || run_on_host "$@"
     if ! shield_needed; then

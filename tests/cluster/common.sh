@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034 # the scripts that source this use the names
 # Names and small helpers shared by the scripts of the test cluster. Sourced, never run.
 
 : "${BBU_TESTBED:=/opt/bbu-testbed}"

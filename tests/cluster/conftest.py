@@ -20,7 +20,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     try:
         testbed.require_machine()
     except testbed.ClusterUnavailable as reason:
-        pytest.skip(str(reason))
+        pytest.skip(f"Slurm and Apptainer tests cannot run: {reason}")
     tell = teller(request.config)
     report = testbed.script("up.sh")
     tell(report.strip().splitlines()[-1])

@@ -8,10 +8,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=services.sh
 . "$here/services.sh"
 
+no_jobs() { [ -z "$(squeue -h)" ]; }
+
 need_root_on_debian
 if [ -f "$SLURM_CONF" ] && pid_of slurmctld >/dev/null; then
     scancel --user="$BBU_USER" 2>/dev/null || true # steps would outlive their slurmd
-    wait_for 30 "the end of all jobs" sh -c '[ -z "$(squeue -h)" ]'
+    wait_for 30 "the end of all jobs" no_jobs
 fi
 stop_services
 [ "${1:-}" != --purge ] || rm -rf "$STATE"

@@ -1,9 +1,10 @@
+# shellcheck shell=bash
 # What the test cluster puts on the machine: Debian packages, Apptainer, an ordinary user, a login-node
 # venv. Sourced by up.sh. Each function does nothing when its work is already done.
 
 PACKAGES=(slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin munge
     mariadb-server patchelf uidmap squashfuse fuse3 fuse2fs fuse-overlayfs squashfs-tools debootstrap
-    python3-venv python3-pip python3-setuptools rsync)
+    python3-venv python3-pip python3-setuptools)
 
 install_packages() {
     local missing=() package
@@ -64,10 +65,9 @@ download_newer_debs() {
 
 # debian_mirror: the first address of the machine's own apt sources, in either of apt's two formats.
 debian_mirror() {
-    local sources=(/etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources)
     awk '$1 == "URIs:" && /debian/ { print $2; exit }
          $1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /:\/\/.*debian/) { print $i; exit } }' \
-        $(ls "${sources[@]}" 2>/dev/null) | head -n 1
+        /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true
 }
 
 # unpack_apptainer FOLDER FINAL: lay the files out under FOLDER, which will be renamed to FINAL.

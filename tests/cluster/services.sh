@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The daemons of the test cluster: munged, mariadbd, slurmdbd, slurmctld and one slurmd per node, each with
 # its files under $STATE and ports of its own, so that they disturb nothing else on the machine. Sourced.
 
@@ -72,7 +73,7 @@ start_services() {
     start_slurmdbd
     start_slurmctld
     start_nodes
-    [ ${#started[@]} = 0 ] && say "every service was already running" || say "started ${started[*]}"
+    if [ ${#started[@]} = 0 ]; then say "every service was already running"; else say "started ${started[*]}"; fi
 }
 
 start_munged() {
@@ -129,7 +130,7 @@ start_slurmctld() {
 start_nodes() {
     local node
     for node in "${SLURM_NODES[@]}"; do daemon "slurmd-$node" slurmd -N "$node"; done
-    wait_for 60 "the nodes" all_nodes_up || return
+    wait_for 60 "the nodes" all_nodes_up
 }
 
 # all_nodes_up: nodes that a killed session left down or drained are taken back into service.

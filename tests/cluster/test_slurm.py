@@ -29,24 +29,23 @@ def test_a_step_runs_on_both_nodes_as_the_ordinary_user(cluster: Cluster) -> Non
 def test_accounting_remembers_a_job_and_its_exit_code(cluster: Cluster) -> None:
     job = cluster.sbatch("--wrap", "exit 7")
     assert cluster.wait(job) == "FAILED"
-    until_recorded(cluster, job, "FAILED|7:0")
-
-
-def until_recorded(cluster: Cluster, job: str, record: str) -> None:
-    """Accounting lags the controller by a second or so."""
-    line = f'until sacct -j {job} -XnPo State,ExitCode | grep -q "^{record}$"; do sleep 0.5; done'
-    cluster.run(line.replace("|7", "[|]7"), timeout=30)
+    # accounting lags the controller by a second or so
+    line = f"until sacct -j {job} -XnPo State,ExitCode | grep -qx 'FAILED|7:0'; do sleep 0.2; done"
+    cluster.run(line, timeout=30)
 
 
 def test_a_requeued_job_starts_again_within_seconds(cluster: Cluster) -> None:
-    script = 'echo restarts ${SLURM_RESTART_COUNT:-0}; [ "${SLURM_RESTART_COUNT:-0}" = 1 ] || scontrol requeue $SLURM_JOB_ID; sleep 5'
+    script = """echo restarts ${SLURM_RESTART_COUNT:-0}
+    [ "${SLURM_RESTART_COUNT:-0}" = 1 ] || { scontrol requeue $SLURM_JOB_ID; sleep 60; }"""
     job = cluster.sbatch("--requeue", "--open-mode=append", "--wrap", script)
     assert cluster.wait(job, timeout=90) == "COMPLETED", cluster.describe(job)
-    assert cluster.job_output(job).split() == ["restarts", "0", "restarts", "1"]
+    told = [line for line in cluster.job_output(job).splitlines() if line.startswith("restarts")]
+    assert told == ["restarts 0", "restarts 1"]
 
 
 def test_gpus_can_be_asked_for_by_number(cluster: Cluster) -> None:
-    told = cluster.run("srun -N2 --gpus-per-node=2 --ntasks-per-node=2 sh -c 'echo $SLURM_GPUS_ON_NODE'").stdout
+    line = "srun -N2 --gpus-per-node=2 --ntasks-per-node=2 sh -c 'echo $SLURM_GPUS_ON_NODE'"
+    told = cluster.run(line).stdout
     assert told.split() == ["2"] * 4
 
 
@@ -57,6 +56,7 @@ def test_the_login_python_has_no_torch(cluster: Cluster) -> None:
 
 
 def test_apptainer_runs_the_image_as_the_user(cluster: Cluster) -> None:
-    told = cluster.run(["apptainer", "exec", cluster.image, "python", "-c", "import torch, os; print(os.getuid())"])
+    program = "import torch, os; print(os.getuid())"
+    told = cluster.run(["apptainer", "exec", cluster.image, "python", "-c", program])
     uid = subprocess.check_output(["id", "-u", cluster.user], text=True)
     assert told.stdout == uid

@@ -1,4 +1,4 @@
-"""The real cluster the tests run on: two Slurm nodes and Apptainer on this machine, used as an ordinary user."""
+"""The real cluster of the tests: two Slurm nodes and Apptainer on this machine, as an ordinary user."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 FINAL_STATES = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split()
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 )
+CACHES = (".", "__pycache__")
 # What an image build needs of the caller's surroundings; everything else is kept out.
 BUILD_ENVIRONMENT = ("PIP_", "SSL_CERT_", "REQUESTS_CA_", "http_proxy", "https_proxy", "no_proxy")
 
@@ -59,7 +60,9 @@ class Cluster:
         """A fresh copy of the working tree on the shared filesystem, owned by the user."""
         return copy_tree(self.shared, self.user)
 
-    def sbatch(self, *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+    def sbatch(
+        self, *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> str:
         """Submit a batch job and return its id."""
         return self.run(["sbatch", "--parsable", *arguments], cwd=cwd, env=env).stdout.strip()
 
@@ -73,13 +76,14 @@ class Cluster:
         return {line.split()[0] for line in recorded.splitlines() if line.strip()}
 
     def wait(self, job_id: str, states: frozenset[str] = FINAL_STATES, timeout: float = 180) -> str:
-        """Wait until the job (or every task of an array) is in one of `states`; return it (joined by commas)."""
+        """Wait until the job (each task of an array) is in one of `states`; return it (joined by commas)."""
         deadline = time.monotonic() + timeout
         while True:
             found = self.state(job_id)
             if found and found <= states:
                 return ",".join(sorted(found))
-            assert time.monotonic() < deadline, f"job {job_id} is {found} after {timeout} s\n{self.describe(job_id)}"
+            overdue = time.monotonic() > deadline
+            assert not overdue, f"job {job_id} is {found} after {timeout} s\n{self.describe(job_id)}"
             time.sleep(0.5)
 
     def describe(self, job_id: str) -> str:
@@ -95,10 +99,16 @@ class Cluster:
 
 
 def run_as(
-    prefix: Path, user: str, argv: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float, check: bool
+    prefix: Path,
+    user: str,
+    argv: Sequence[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    timeout: float,
+    check: bool,
 ) -> subprocess.CompletedProcess[str]:
-    home = f"HOME={prefix / 'home'}"
-    settings = [home, f"USER={user}", f"LOGNAME={user}", "LANG=C.UTF-8", *(f"{k}={v}" for k, v in env.items())]
+    login = {"HOME": str(prefix / "home"), "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
+    settings = [f"{name}={value}" for name, value in (login | dict(env)).items()]
     enter = ["bash", "-c", '. "$0"; exec "$@"', str(prefix / "env.sh")]
     full = ["runuser", "-u", user, "--", "env", "-i", *settings, *enter, *argv]
     with subprocess.Popen(
@@ -130,24 +140,23 @@ def copy_tree(shared: Path, user: str) -> Path:
 
 def tracked_files() -> list[str]:
     """Tracked and new files that are not ignored; without git, everything but caches."""
-    listed = subprocess.run(
-        ["git", "-C", str(REPO), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, text=True
-    )
+    command = ["git", "-C", str(REPO), "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, capture_output=True, text=True)
     if listed.returncode == 0:
         return [name for name in listed.stdout.split("\0") if name and (REPO / name).is_file()]
     files = (path.relative_to(REPO) for path in REPO.rglob("*") if path.is_file())
-    return [str(path) for path in files if not any(part.startswith((".", "__pycache__")) for part in path.parts)]
+    return [str(path) for path in files if not any(part.startswith(CACHES) for part in path.parts)]
 
 
 def require_machine() -> None:
     """Raises ClusterUnavailable unless this is a Debian 12 where we are root and may mount by FUSE."""
     if os.geteuid() != 0:
-        raise ClusterUnavailable("Slurm and Apptainer tests cannot run: not root (they install and start daemons)")
+        raise ClusterUnavailable("not root (they install packages and start daemons)")
     release = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
     if 'VERSION_ID="12"' not in release or "ID=debian" not in release:
-        raise ClusterUnavailable("Slurm and Apptainer tests cannot run: not Debian 12 (they install its packages)")
+        raise ClusterUnavailable("not Debian 12 (they install its packages)")
     if not Path("/dev/fuse").exists():
-        raise ClusterUnavailable("Slurm and Apptainer tests cannot run: no /dev/fuse (Apptainer mounts by it)")
+        raise ClusterUnavailable("no /dev/fuse (Apptainer mounts by it)")
 
 
 def prefix() -> Path:

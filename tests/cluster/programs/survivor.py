@@ -1,4 +1,4 @@
-"""Waits for a stop signal, then reads much of the image for seconds, as a trainer that saves does; exits 75."""
+"""Waits for a stop signal, then reads much of the image, as a trainer that saves does; exits 75."""
 
 import signal
 import sys

@@ -2,8 +2,6 @@
 
 import os
 
-os.environ |= {"RANK": os.environ["SLURM_PROCID"], "WORLD_SIZE": os.environ["SLURM_NTASKS"], "LOCAL_RANK": "0"}
-
 import deepspeed
 import torch
 from torch import nn
@@ -11,14 +9,22 @@ from torch import nn
 SETTINGS = {"train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 2}}
 
 
+def join() -> int:
+    """Tell DeepSpeed what Slurm knows, join the other rank, and return this one's number."""
+    rank = os.environ["SLURM_PROCID"]
+    os.environ.update(RANK=rank, WORLD_SIZE=os.environ["SLURM_NTASKS"], LOCAL_RANK="0")
+    deepspeed.init_distributed(dist_backend="gloo")
+    return int(rank)
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    rank = join()
     torch.manual_seed(0)
-    deepspeed.init_distributed(dist_backend="gloo")
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=SETTINGS)
-    torch.manual_seed(1 + int(os.environ["RANK"]))
+    torch.manual_seed(1 + rank)
     for _ in range(3):
         engine.backward(engine(torch.randn(2, 8)).square().mean())
         engine.step()
