@@ -1,0 +1,69 @@
+"""Typed errors and the exit codes they carry: the one place where a failure gets its number.
+
+An error message is one line for a person: what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+PREEMPTED_EXIT_CODE = 75
+"""Reserved (EX_TEMPFAIL): state is saved on disk, requeue me. Every other code passes through unchanged."""
+
+
+class BBUError(Exception):
+    """Base of every error this project raises on purpose; `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class ConfigError(BBUError):
+    """A run config or cluster profile is refused. Carries every finding at once, one line each."""
+
+    exit_code = 2
+
+    def __init__(self, *findings: str) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = findings
+
+
+class DataError(BBUError):
+    """Input data (vendor files, JSONL records, images) is refused."""
+
+    exit_code = 3
+
+
+class ModelError(BBUError):
+    """A model folder is missing or does not fit this project."""
+
+    exit_code = 4
+
+
+class CheckpointError(BBUError):
+    """A checkpoint or run folder is incomplete, corrupt or held by somebody else."""
+
+    exit_code = 5
+
+
+class NonFiniteError(BBUError):
+    """A loss or gradient is NaN or infinite."""
+
+    exit_code = 6
+
+
+class JobError(BBUError):
+    """A job cannot be described, submitted or launched."""
+
+    exit_code = 7
+
+
+def run_entry(main: Callable[[], int | None]) -> None:
+    """Run an entry point and leave the process: 0 or main's code, or one `error:` line per finding."""
+    try:
+        code = main()
+    except BBUError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code or 0)

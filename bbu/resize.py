@@ -1,0 +1,62 @@
+"""The one smart_resize: pixel size, placeholder count and box transform all come from here.
+
+Rule as published with Qwen2-VL (`smart_resize` of its image processor): both sides become multiples of
+`factor`, the pixel count stays within [min_pixels, max_pixels], the aspect ratio is kept as well as possible.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bbu.errors import DataError
+
+PATCH_SIZE = 14
+MERGE_SIZE = 2
+FACTOR = PATCH_SIZE * MERGE_SIZE
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True)
+class ResizePlan:
+    """How one image is resized. All sizes in pixels."""
+
+    source_width: int
+    source_height: int
+    width: int
+    height: int
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(t, h, w) in ViT patches, as `image_grid_thw` wants it."""
+        return 1, self.height // PATCH_SIZE, self.width // PATCH_SIZE
+
+    @property
+    def placeholders(self) -> int:
+        """Number of `<|image_pad|>` tokens this image takes in a prompt."""
+        return (self.height // FACTOR) * (self.width // FACTOR)
+
+    def box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """Carry an (x1, y1, x2, y2) box from source pixels to resized pixels."""
+        sx, sy = self.width / self.source_width, self.height / self.source_height
+        x1, y1, x2, y2 = box
+        return x1 * sx, y1 * sy, x2 * sx, y2 * sy
+
+
+def smart_resize(width: int, height: int, min_pixels: int, max_pixels: int) -> ResizePlan:
+    """Plan the resize of a `width` x `height` image.
+
+    Raises DataError for an empty image or one more elongated than MAX_ASPECT_RATIO.
+    """
+    if width <= 0 or height <= 0:
+        raise DataError(f"image of {width}x{height} pixels is empty; replace the file")
+    if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
+        raise DataError(f"image of {width}x{height} pixels is more elongated than {MAX_ASPECT_RATIO}:1; crop it")
+    new_w, new_h = (max(FACTOR, round(side / FACTOR) * FACTOR) for side in (width, height))
+    if new_w * new_h > max_pixels:
+        scale = math.sqrt(width * height / max_pixels)
+        new_w, new_h = (max(FACTOR, math.floor(s / scale / FACTOR) * FACTOR) for s in (width, height))
+    elif new_w * new_h < min_pixels:
+        scale = math.sqrt(min_pixels / (width * height))
+        new_w, new_h = (math.ceil(s * scale / FACTOR) * FACTOR for s in (width, height))
+    return ResizePlan(width, height, new_w, new_h)

@@ -1,0 +1,135 @@
+"""The JSONL record: what conversion writes and training, inference and evaluation read.
+
+A line is either `{"teachers": [view, ...], "student": view}` or a plain view, where a view is
+`{"images": [path, ...], "objects": [{"bbox_2d": [x1, y1, x2, y2], "desc": "..."}], "width": W, "height": H}`.
+Boxes are absolute pixels of the resized image; paths are relative to `data_root`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bbu.errors import DataError
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class BBUObject:
+    """One described part. `bbox_2d`: (x1, y1, x2, y2), absolute pixels; `desc`: levels joined by `/`."""
+
+    bbox_2d: Box
+    desc: str
+
+
+@dataclass(frozen=True)
+class View:
+    """Images seen together and their objects; `width`, `height` in pixels, None where the record has none."""
+
+    images: tuple[str, ...]
+    objects: tuple[BBUObject, ...]
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training sample. `teachers` is None for a plain record, whose teachers are drawn from the pool."""
+
+    student: View
+    teachers: tuple[View, ...] | None = None
+
+
+def parse_record(line: str, where: str) -> Record:
+    """Parse and check one JSONL line; `where` (file:line) opens every DataError message."""
+    data = _loads(line, where)
+    if not isinstance(data, dict):
+        raise DataError(f"{where}: a record must be a JSON object, not {type(data).__name__}; convert again")
+    if "student" not in data:
+        return Record(_view(data, where))
+    teachers = tuple(_view(t, f"{where}: teachers[{i}]") for i, t in enumerate(data.get("teachers", ())))
+    return Record(_view(data["student"], f"{where}: student"), teachers)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a JSONL file; raises DataError naming file and line."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run `python -m bbu.convert` or correct the path in the config")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield parse_record(line, f"{path}:{number}")
+
+
+def view_to_dict(view: View) -> dict[str, Any]:
+    """The JSON form of a view; integral coordinates are written as integers."""
+    data: dict[str, Any] = {
+        "images": list(view.images),
+        "objects": [{"bbox_2d": [_plain(c) for c in o.bbox_2d], "desc": o.desc} for o in view.objects],
+    }
+    if view.width is not None:
+        data |= {"width": view.width, "height": view.height}
+    return data
+
+
+def dump_line(view: View) -> str:
+    """One JSONL line, newline included; same view, same bytes."""
+    return json.dumps(view_to_dict(view), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _plain(number: float) -> int | float:
+    return int(number) if float(number).is_integer() else number
+
+
+def _loads(line: str, where: str) -> Any:
+    def refuse(name: str) -> NoReturn:
+        raise DataError(f"{where}: {name} is not a JSON number; repair or remove the record")
+
+    try:
+        return json.loads(line, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}); repair the line") from error
+
+
+def _view(data: Any, where: str) -> View:
+    if not isinstance(data, dict):
+        raise DataError(f"{where}: expected an object with 'images' and 'objects'; convert again")
+    images, objects = data.get("images"), data.get("objects")
+    if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
+        raise DataError(f"{where}: 'images' must be a non-empty list of paths; convert again")
+    if not isinstance(objects, list):
+        raise DataError(f"{where}: 'objects' must be a list; convert again")
+    for image in images:
+        _check_inside(image, where)
+    width, height = data.get("width"), data.get("height")
+    parsed = tuple(_object(o, width, height, f"{where}: objects[{i}]") for i, o in enumerate(objects))
+    return View(tuple(images), parsed, width, height)
+
+
+def _check_inside(image: str, where: str) -> None:
+    path = Path(image)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{where}: image {image!r} lies outside data_root; use a path relative to data_root")
+
+
+def _object(data: Any, width: int | None, height: int | None, where: str) -> BBUObject:
+    if not isinstance(data, dict) or not isinstance(data.get("desc"), str) or not data["desc"].strip():
+        raise DataError(f"{where}: needs 'bbox_2d' and a non-empty 'desc'; convert again")
+    box = data.get("bbox_2d")
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(c) for c in box):
+        raise DataError(f"{where}: 'bbox_2d' must be four finite numbers, not {box!r}; convert again")
+    x1, y1, x2, y2 = (float(c) for c in box)
+    if not (0 <= x1 < x2 and 0 <= y1 < y2):
+        raise DataError(f"{where}: box {box} is empty or inverted; convert again")
+    if (width is not None and x2 > width) or (height is not None and y2 > height):
+        raise DataError(f"{where}: box {box} leaves the {width}x{height} image; convert again")
+    return BBUObject((x1, y1, x2, y2), data["desc"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
