@@ -1,0 +1,48 @@
+"""DirectConfig: the five domains behind one flat namespace (`config.vision_lr`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bbu.config.domains import DataConfig, DetectionConfig, InfrastructureConfig, ModelConfig, TrainingConfig
+
+DOMAINS: dict[str, type] = {
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "data": DataConfig,
+    "detection": DetectionConfig,
+    "infrastructure": InfrastructureConfig,
+}
+"""Section name of the v2 form → its dataclass."""
+
+OWNERS: dict[str, str] = {f.name: name for name, cls in DOMAINS.items() for f in dataclasses.fields(cls)}
+"""Key → the section that owns it."""
+
+
+@dataclass(frozen=True)
+class DirectConfig:
+    """A loaded run config. `config.key` reads any of the 149 keys; equal values make equal configs."""
+
+    model: ModelConfig
+    training: TrainingConfig
+    data: DataConfig
+    detection: DetectionConfig
+    infrastructure: InfrastructureConfig
+    source: Path = dataclasses.field(compare=False)
+    overrides: tuple[str, ...] = dataclasses.field(compare=False, default=())
+
+    def __getattr__(self, key: str) -> Any:
+        if key not in OWNERS:
+            raise AttributeError(f"no config key {key!r}")
+        return getattr(getattr(self, OWNERS[key]), key)
+
+    def as_flat(self) -> dict[str, Any]:
+        """All keys and values, in the order of the domains."""
+        return {key: getattr(self, key) for key in OWNERS}
+
+    def as_sections(self) -> dict[str, dict[str, Any]]:
+        """The v2 form: section → key → value."""
+        return {name: dataclasses.asdict(getattr(self, name)) for name in DOMAINS}

@@ -1,0 +1,121 @@
+"""What a run config accepts and how it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bbu.config.flat import DOMAINS, OWNERS
+from bbu.config.load import CONFIG_DIR, MAX_FILE_BYTES, load_config
+from bbu.errors import ConfigError
+
+FLAT = (CONFIG_DIR / "base_flat.yaml").read_text(encoding="utf-8")
+
+
+def refused(tmp_path: Path, text: str, **kwargs) -> tuple[str, ...]:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path), **kwargs)
+    return caught.value.findings
+
+
+def without(key: str) -> str:
+    return "\n".join(line for line in FLAT.splitlines() if not line.startswith(f"{key}:"))
+
+
+def test_there_are_149_keys_and_each_belongs_to_one_domain():
+    assert len(OWNERS) == sum(len(dataclasses.fields(cls)) for cls in DOMAINS.values()) == 149
+
+
+def test_both_forms_of_the_base_config_are_equal():
+    assert load_config("base_flat") == load_config("base_flat_v2", use_new=True)
+
+
+@pytest.mark.parametrize("name", ["base_flat", "smoke"])
+def test_shipped_configs_state_every_key_and_flat_access_reads_it(name: str):
+    config = load_config(name)
+    stated = yaml.safe_load((CONFIG_DIR / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert stated.keys() == config.as_flat().keys()
+    assert config.vision_lr == config.training.vision_lr
+
+
+def test_every_field_is_documented():
+    import ast
+
+    tree = ast.parse((CONFIG_DIR.parent / "bbu/config/domains.py").read_text(encoding="utf-8"))
+    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        body = cls.body[1:]
+        for field, doc in zip(body[::2], body[1::2], strict=True):
+            assert isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr), (
+                cls.name,
+                ast.unparse(field),
+            )
+
+
+def test_numbers_as_people_write_them_are_numbers():
+    assert load_config("base_flat", overrides=["llm_lr=5e-6"]).llm_lr == 5e-6
+    assert load_config("base_flat", overrides=["llm_lr=1E-05"]).llm_lr == 1e-5
+
+
+def test_a_missing_key_is_named(tmp_path: Path):
+    assert any("missing key 'llm_lr'" in f and "run.yaml" in f for f in refused(tmp_path, without("llm_lr")))
+
+
+def test_an_unknown_key_names_the_nearest_valid_one(tmp_path: Path):
+    (finding,) = refused(tmp_path, FLAT + "visoin_lr: 1e-6\n")
+    assert "unknown key 'visoin_lr'" in finding and "'vision_lr'" in finding
+
+
+def test_a_duplicate_key_names_both_lines(tmp_path: Path):
+    (finding,) = refused(tmp_path, FLAT + "llm_lr: 1e-6\n")
+    assert "duplicate key 'llm_lr'" in finding
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("bf16", '"yes please"'), ("seed", "1.5"), ("seed", "true"), ("llm_lr", "fast"), ("llm_lr", ".nan"),
+     ("response_types", "property"), ("run_name", "5")],
+)  # fmt: skip
+def test_a_wrong_type_is_refused(tmp_path: Path, key: str, value: str):
+    assert any(repr(key) in f for f in refused(tmp_path, f"{without(key)}\n{key}: {value}\n"))
+
+
+def test_all_errors_come_at_once(tmp_path: Path):
+    findings = refused(tmp_path, without("llm_lr").replace("seed: 42", "seed: x", 1) + "\nwhat_is_this_key_for: 1\n")
+    assert len(findings) == 3
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["bf16=false fp16=true torch_dtype=nope", "min_pixels=999999999", "jpeg_quality=100", "teacher_ratio=1.5",
+     "site_pattern=(", "response_types=[colour]", "run_name=../x", "save_steps=0", "llm_lr=-1",
+     "detection_num_heads=7", "collator_type=packed", "no_such_key=1", "no_equals_sign"],
+)  # fmt: skip
+def test_values_and_combinations_that_cannot_work_are_refused(override: str):
+    with pytest.raises(ConfigError):
+        load_config("base_flat", overrides=override.split(" "))
+
+
+def test_a_key_in_the_wrong_section_names_the_right_one(tmp_path: Path):
+    text = (CONFIG_DIR / "base_flat_v2.yaml").read_text(encoding="utf-8")
+    moved = text.replace("  llm_lr: 5e-6\n", "").replace("data:\n", "data:\n  llm_lr: 5e-6\n", 1)
+    assert any("belongs to section 'training'" in f for f in refused(tmp_path, moved, use_new=True))
+
+
+def test_the_sectioned_form_needs_its_flag(tmp_path: Path):
+    text = (CONFIG_DIR / "base_flat_v2.yaml").read_text(encoding="utf-8")
+    assert any("--use-new-config" in f for f in refused(tmp_path, text))
+
+
+def test_files_are_loaded_safely_and_size_capped(tmp_path: Path):
+    assert "not valid YAML" in refused(tmp_path, "a: !!python/object/apply:os.system ['true']\n")[0]
+    assert "larger than" in refused(tmp_path, "#" * (MAX_FILE_BYTES + 1))[0]
+
+
+def test_an_unknown_name_lists_the_names():
+    with pytest.raises(ConfigError, match="smoke"):
+        load_config("no-such-config")
