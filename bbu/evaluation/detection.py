@@ -1,0 +1,257 @@
+"""Detection scores on pycocotools' matches.
+
+Generated answers carry no scores, so the headline is precision, recall and F1 at IoU 0.5, 0.75 and the mean over
+0.5:0.95, with and without the class. Where a named source gave scores, COCO's AP and AR are added. Every image of
+the ground truth counts, whatever became of its prediction: a failed image is an image where all was missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from bbu.errors import DataError
+from bbu.evaluation.predictions import Prediction
+from bbu.schema import BBUObject, View
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+DEPTHS: dict[str, int | None] = {"class_agnostic": 0, "type": 1, "property": 2, "class_aware": None}
+"""Label spaces boxes are matched within: how many levels of `type/property/status` must agree (None: all)."""
+
+_MORE_THAN_ANY_IMAGE = 10_000
+_AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """One image: its truth, its predictions, and for each IoU threshold who was matched with whom."""
+
+    truth: tuple[BBUObject, ...]
+    predicted: tuple[BBUObject, ...]
+    scores: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Per-image counts. `matched`: [T, I] for T IoU thresholds; `predicted`, `truth`: [I]."""
+
+    matched: np.ndarray
+    predicted: np.ndarray
+    truth: np.ndarray
+
+
+def pair_up(views: Sequence[View], predictions: Sequence[Prediction]) -> list[Pairing]:
+    """Join ground truth and predictions by image path, in the order of the ground truth.
+
+    An image without prediction is kept with none. Raises DataError for an image predicted twice, predicted but
+    not in the ground truth, or predicted at another size (its boxes would live in other pixels).
+    """
+    by_image: dict[str, Prediction] = {}
+    for prediction in predictions:
+        if prediction.image in by_image:
+            raise DataError(f"{prediction.image}: predicted twice; remove one of the two records")
+        by_image[prediction.image] = prediction
+    pairs = [_pairing(view, by_image.pop(view.images[0], None)) for view in views]
+    if by_image:
+        raise DataError(f"{next(iter(by_image))}: predicted but not in the ground truth; use the file it came from")
+    return pairs
+
+
+def _pairing(view: View, prediction: Prediction | None) -> Pairing:
+    if prediction is None:
+        return Pairing(view.objects, ())
+    for truth, predicted in ((view.width, prediction.width), (view.height, prediction.height)):
+        if truth is not None and predicted is not None and truth != predicted:
+            raise DataError(
+                f"{prediction.image}: predicted at {prediction.width}x{prediction.height}, ground truth at "
+                f"{view.width}x{view.height}; predict again with the resize of this dataset"
+            )
+    return Pairing(view.objects, prediction.objects, prediction.scores)
+
+
+def label_prefix(desc: str, depth: int | None) -> str:
+    """The first `depth` levels of a description, each stripped; all of them for None, the same name for 0."""
+    levels = [level.strip() for level in desc.split("/")]
+    return "object" if depth == 0 else "/".join(levels[:depth])
+
+
+def run_coco(pairs: Sequence[Pairing], depth: int | None, max_detections: Sequence[int]) -> COCOeval:
+    """pycocotools' per-image matching, evaluated, with labels compared down to `depth`.
+
+    Ids start at 1, because COCOeval reads a match with id 0 as no match. Class-agnostic is one common category
+    rather than `useCats=0`, which would reorder equal scores by category. Equal scores keep the answer's order.
+    """
+    labels = sorted({label_prefix(o.desc, depth) for p in pairs for o in (*p.truth, *p.predicted)})
+    category = {label: i for i, label in enumerate(labels, 1)}
+    frame = {
+        "images": [{"id": i} for i in range(1, len(pairs) + 1)],
+        "categories": [{"id": i, "name": label} for label, i in category.items()],
+    }
+    truth, predicted = [], []
+    for image, pair in enumerate(pairs, 1):
+        truth += [_annotation(o, image, category[label_prefix(o.desc, depth)]) for o in pair.truth]
+        scores = pair.scores or (None,) * len(pair.predicted)
+        for item, score in zip(pair.predicted, scores, strict=True):
+            annotation = _annotation(item, image, category[label_prefix(item.desc, depth)])
+            predicted.append(annotation | {"score": 1.0 if score is None else float(score)})
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = COCOeval(_coco(frame, truth), _coco(frame, predicted), "bbox")
+        evaluator.params.iouThrs = IOU_THRESHOLDS
+        evaluator.params.maxDets = list(max_detections)
+        evaluator.evaluate()
+    return evaluator
+
+
+def _annotation(item: BBUObject, image: int, category: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = item.bbox_2d
+    box = [x1, y1, x2 - x1, y2 - y1]
+    return {"image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+
+
+def _coco(frame: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    dataset: Any = frame | {"annotations": [a | {"id": i} for i, a in enumerate(annotations, 1)]}
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _all_areas(evaluator: COCOeval) -> list[Any]:
+    every = list(evaluator.params.areaRng[0])
+    return [e for e in evaluator.evalImgs if e is not None and list(e["aRng"]) == every]
+
+
+def count_matches(pairs: Sequence[Pairing], depth: int | None) -> Counts:
+    """Matched, predicted and true boxes of each image, labels compared down to `depth`."""
+    matched = np.zeros((len(IOU_THRESHOLDS), len(pairs)), dtype=np.int64)
+    for entry in _all_areas(run_coco(pairs, depth, [_MORE_THAN_ANY_IMAGE])):
+        matched[:, entry["image_id"] - 1] += (entry["dtMatches"] > 0).sum(axis=1)
+    predicted = np.array([len(p.predicted) for p in pairs], dtype=np.int64)
+    return Counts(matched, predicted, np.array([len(p.truth) for p in pairs], dtype=np.int64))
+
+
+def matched_pairs(pairs: Sequence[Pairing]) -> list[tuple[str | None, str | None]]:
+    """(true desc, predicted desc) of boxes matched at IoU 0.5 without regard to labels.
+
+    A missed object has None as its second, a spurious prediction None as its first.
+    """
+    evaluator = run_coco(pairs, 0, [_MORE_THAN_ANY_IMAGE])
+    truth = [o.desc for p in pairs for o in p.truth]
+    predicted = [o.desc for p in pairs for o in p.predicted]
+    result: list[tuple[str | None, str | None]] = []
+    for entry in _all_areas(evaluator):
+        for own, other in zip(entry["dtIds"], entry["dtMatches"][0], strict=True):
+            result.append((truth[int(other) - 1] if other else None, predicted[own - 1]))
+        missed = [g for g, d in zip(entry["gtIds"], entry["gtMatches"][0], strict=True) if not d]
+        result += [(truth[g - 1], None) for g in missed]
+    return result
+
+
+def f_scores(matched: Any, predicted: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1 of counts of any common shape.
+
+    Nothing predicted where nothing is true is perfect (1); otherwise an empty denominator gives 0.
+    """
+    matched, predicted, truth = np.broadcast_arrays(*(np.asarray(a, dtype=float) for a in (matched, predicted, truth)))
+    empty = (predicted == 0) & (truth == 0)
+
+    def ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+        return np.where(empty, 1.0, over / np.where(under == 0, 1.0, under))
+
+    return ratio(matched, predicted), ratio(matched, truth), ratio(2 * matched, predicted + truth)
+
+
+def summarise(counts: Counts, weights: np.ndarray | None = None) -> dict[str, Any]:
+    """`{precision,recall,f1}@{0.50,0.75,0.50:0.95}` over all images (micro).
+
+    weights: [B, I] how often each image counts; then every value is [B]. F1@0.50:0.95 is the mean of ten F1.
+    """
+    w = np.ones((1, len(counts.truth)), dtype=np.int64) if weights is None else weights
+    totals = (w @ counts.matched.T, (w @ counts.predicted)[:, None], (w @ counts.truth)[:, None])
+    values: dict[str, Any] = {}
+    for name, score in zip(("precision", "recall", "f1"), f_scores(*totals), strict=True):
+        values |= {f"{name}@0.50": score[:, 0], f"{name}@0.75": score[:, 5], f"{name}@0.50:0.95": score.mean(1)}
+    return values if weights is not None else {k: float(v[0]) for k, v in values.items()}
+
+
+def bootstrap(counts: Counts, *, resamples: int, seed: int, level: float = 0.95) -> dict[str, list[float]]:
+    """Percentile intervals [low, high] of every value of `summarise`, resampling images with replacement.
+
+    Images, not boxes, because boxes of one photo stand or fall together.
+    """
+    images = len(counts.truth)
+    weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+    tails = [50 * (1 - level), 50 * (1 + level)]
+    return {k: [float(x) for x in np.percentile(v, tails)] for k, v in summarise(counts, weights).items()}
+
+
+def average_precision(pairs: Sequence[Pairing], depth: int | None) -> dict[str, float]:
+    """COCO's twelve numbers (`pycocotools.COCOeval.summarize`); -1 where there is no ground truth."""
+    evaluator = run_coco(pairs, depth, [1, 10, 100])
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.accumulate()
+        evaluator.summarize()
+    return {name: float(value) for name, value in zip(_AP_NAMES, evaluator.stats, strict=True)}
+
+
+def score_source(predictions: Sequence[Prediction]) -> str | None:
+    """The one source of all scores, None where no prediction has any.
+
+    Raises DataError when sources are mixed or an object of a scored file has no score.
+    """
+    with_objects = [p for p in predictions if p.objects]
+    sources = {p.score_source for p in with_objects}
+    if len(sources) > 1:
+        names = ", ".join(sorted(str(s) for s in sources))
+        raise DataError(f"predictions mix scores from {names}: not comparable; predict all images in one way")
+    source = sources.pop() if sources else None
+    for prediction in with_objects:
+        scored = len(prediction.scores) == len(prediction.objects) and None not in prediction.scores
+        if source is not None and not scored:
+            raise DataError(f"{prediction.image}: an object without score though {source} is named; predict again")
+    return source
+
+
+def evaluate_detection(
+    views: Sequence[View], predictions: Sequence[Prediction], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Every detection metric of one dataset: `detection`, `intervals`, `average_precision`, `images`.
+
+    Raises DataError where predictions do not belong to this ground truth, or there is no image to score.
+    """
+    if not views:
+        raise DataError("nothing to evaluate: the ground truth has no image; check val_file")
+    source = score_source(predictions)
+    pairs = pair_up(views, predictions)
+    if source is None:
+        pairs = [Pairing(p.truth, p.predicted) for p in pairs]
+    counts = {name: count_matches(pairs, depth) for name, depth in DEPTHS.items()}
+    scored = {n: average_precision(pairs, DEPTHS[n]) for n in ("class_agnostic", "class_aware") if source}
+    return {
+        "detection": {name: summarise(c) for name, c in counts.items()},
+        "intervals": {name: bootstrap(c, resamples=resamples, seed=seed) for name, c in counts.items()},
+        "average_precision": {"score_source": source, **scored} if source else None,
+        "images": _images(views, predictions),
+    }
+
+
+def _images(views: Sequence[View], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    rejected: Counter[str] = Counter()
+    for prediction in predictions:
+        rejected.update(prediction.rejected)
+    return {
+        "total": len(views),
+        "not_predicted": len(views) - len(predictions),
+        "status": dict(sorted(Counter(p.status for p in predictions).items())),
+        "rejected": dict(sorted(rejected.items())),
+        "objects_true": sum(len(v.objects) for v in views),
+        "objects_predicted": sum(len(p.objects) for p in predictions),
+    }

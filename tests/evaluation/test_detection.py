@@ -1,0 +1,228 @@
+"""Detection scores: cases worked by hand, and pycocotools' own path through files as the reference."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from bbu.errors import DataError
+from bbu.evaluation.detection import (
+    Pairing,
+    average_precision,
+    bootstrap,
+    count_matches,
+    evaluate_detection,
+    matched_pairs,
+    summarise,
+)
+from bbu.evaluation.labels import score_labels
+from bbu.evaluation.predictions import Prediction, read_predictions
+from bbu.schema import BBUObject, View
+
+SCREW_OK, SCREW_BAD, CABLE = "螺丝连接点/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/连接错误", "线缆/光纤"
+
+
+def thing(x: float, desc: str, width: float = 100) -> BBUObject:
+    return BBUObject((x, 0, x + width, 100), desc)
+
+
+def view(name: str, *objects: BBUObject) -> View:
+    return View((name,), objects, 1000, 1000)
+
+
+def scores_of(views: list[View], *predictions: Prediction) -> dict:
+    return evaluate_detection(views, predictions, resamples=20)["detection"]
+
+
+def test_perfect_predictions_score_one_everywhere():
+    views = [view("a", thing(0, SCREW_OK), thing(200, CABLE)), view("empty")]
+    scores = scores_of(views, Prediction("a", views[0].objects), Prediction("empty", ()))
+    assert {v for mode in scores.values() for v in mode.values()} == {1.0}
+
+
+def test_a_case_worked_by_hand():
+    # Shifts of 20 and 50 of 100 pixels: IoU 80/120 = 0.667 (passes 0.5 .. 0.65) and 50/150 = 0.333 (never).
+    views = [view("a", thing(0, SCREW_OK), thing(300, SCREW_OK), thing(600, CABLE))]
+    said = (thing(20, SCREW_OK), thing(350, SCREW_OK), thing(600, CABLE), thing(600, CABLE))
+    score = scores_of(views, Prediction("a", said))["class_aware"]
+    assert score["precision@0.50"] == pytest.approx(2 / 4)
+    assert score["recall@0.50"] == pytest.approx(2 / 3)
+    assert score["f1@0.50"] == pytest.approx(4 / 7)
+    assert score["precision@0.75"] == pytest.approx(1 / 4)
+    assert score["recall@0.50:0.95"] == pytest.approx((4 * 2 / 3 + 6 * 1 / 3) / 10)
+
+
+def test_a_wrong_status_counts_down_to_the_level_it_is_wrong_on():
+    views = [view("a", thing(0, SCREW_OK))]
+    scores = scores_of(views, Prediction("a", (thing(0, SCREW_BAD),)))
+    assert {mode: s["f1@0.50"] for mode, s in scores.items()} == {
+        "class_agnostic": 1.0, "type": 1.0, "property": 1.0, "class_aware": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("status", ["failed", "truncated", "unparsed", None])
+def test_an_image_without_usable_prediction_keeps_its_ground_truth(status: str | None):
+    views = [view("a", thing(0, CABLE)), view("b", thing(0, CABLE))]
+    lost = () if status is None else (Prediction("b", (), status=status),)
+    scores = scores_of(views, Prediction("a", views[0].objects), *lost)
+    assert scores["class_aware"]["recall@0.50"] == 0.5
+    assert scores["class_aware"]["precision@0.50"] == 1.0
+
+
+def test_predictions_on_an_empty_image_cost_precision():
+    views = [view("a", thing(0, CABLE)), view("empty")]
+    said = Prediction("a", views[0].objects), Prediction("empty", (thing(0, CABLE),))
+    assert scores_of(views, *said)["class_aware"]["precision@0.50"] == 0.5
+
+
+def test_more_objects_than_cocos_hundred_are_all_counted():
+    objects = tuple(thing(4 * i, CABLE, 4) for i in range(150))
+    score = scores_of([View(("a",), objects)], Prediction("a", objects))
+    assert score["class_aware"]["recall@0.50"] == 1.0
+
+
+def random_pairs(seed: int, images: int = 12) -> list[Pairing]:
+    rng, names = np.random.default_rng(seed), [SCREW_OK, SCREW_BAD, CABLE]
+
+    def draw(box: np.ndarray) -> BBUObject:
+        x, y, w, h = (float(v) for v in box)
+        return BBUObject((x, y, x + w, y + h), names[rng.integers(3)])
+
+    pairs = []
+    for _ in range(images):
+        boxes = np.concatenate([rng.uniform(0, 300, (5, 2)), rng.uniform(20, 150, (5, 2))], axis=1)
+        noisy = np.concatenate([boxes, boxes[:2]]) + rng.normal(0, 4, (7, 4))
+        truth, said = tuple(draw(b) for b in boxes[: rng.integers(0, 6)]), tuple(draw(b) for b in noisy)
+        pairs.append(Pairing(truth, said, tuple(float(s) for s in rng.uniform(0, 1, 7))))
+    return pairs
+
+
+def through_files(pairs: list[Pairing], folder, use_cats: bool) -> COCOeval:
+    """pycocotools as its documentation uses it: an instances file, loadRes on a results file."""
+    names = sorted({o.desc for p in pairs for o in (*p.truth, *p.predicted)})
+    truth, results = [], []
+    for image, pair in enumerate(pairs, 1):
+        for o in pair.truth:
+            x1, y1, x2, y2 = o.bbox_2d
+            box = [x1, y1, x2 - x1, y2 - y1]
+            truth.append(dict(id=len(truth) + 1, image_id=image, category_id=names.index(o.desc) + 1,
+                              bbox=box, area=box[2] * box[3], iscrowd=0))  # fmt: skip
+        for o, score in zip(pair.predicted, pair.scores, strict=True):
+            x1, y1, x2, y2 = o.bbox_2d
+            results.append(dict(image_id=image, category_id=names.index(o.desc) + 1,
+                                bbox=[x1, y1, x2 - x1, y2 - y1], score=score))  # fmt: skip
+    categories = [dict(id=i, name=n) for i, n in enumerate(names, 1)]
+    images = [dict(id=i) for i in range(1, len(pairs) + 1)]
+    (folder / "gt.json").write_text(json.dumps(dict(images=images, categories=categories, annotations=truth)))
+    (folder / "dt.json").write_text(json.dumps(results))
+    coco = COCO(str(folder / "gt.json"))
+    evaluator = COCOeval(coco, coco.loadRes(str(folder / "dt.json")), "bbox")
+    evaluator.params.useCats = int(use_cats)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return evaluator
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("depth", "use_cats"), [(None, True), (0, False)])
+def test_ap_and_matches_equal_pycocotools_own_path(tmp_path, seed: int, depth: int | None, use_cats: bool):
+    pairs = random_pairs(seed)
+    reference = through_files(pairs, tmp_path, use_cats)
+    assert list(average_precision(pairs, depth).values()) == pytest.approx(list(reference.stats))
+    entries = [e for e in reference.evalImgs if e and e["aRng"] == reference.params.areaRng[0]]
+    matched = sum((e["dtMatches"] > 0).sum(axis=1) for e in entries)
+    assert count_matches(pairs, depth).matched.sum(axis=1).tolist() == list(matched)
+
+
+def views_and_predictions(pairs: list[Pairing], source: str | None) -> tuple[list[View], list[Prediction]]:
+    views = [View((str(i),), p.truth) for i, p in enumerate(pairs)]
+    said = [Prediction(str(i), p.predicted, p.scores, score_source=source) for i, p in enumerate(pairs)]
+    return views, said
+
+
+def test_ap_is_reported_only_where_scores_exist_and_names_their_source():
+    views, said = views_and_predictions(random_pairs(0), "objectness")
+    scored = evaluate_detection(views, said, resamples=20)["average_precision"]
+    assert scored["score_source"] == "objectness" and 0 < scored["class_aware"]["AP"] < 1
+    without = [Prediction(p.image, p.objects, (None,) * len(p.objects)) for p in said]
+    assert evaluate_detection(views, without, resamples=20)["average_precision"] is None
+
+
+def test_mixed_or_missing_scores_are_refused():
+    views, said = views_and_predictions(random_pairs(0), "objectness")
+    other = Prediction(said[0].image, said[0].objects, said[0].scores, score_source="token_logprob")
+    with pytest.raises(DataError, match="mix scores"):
+        evaluate_detection(views, [other, *said[1:]])
+    bare = Prediction(said[0].image, said[0].objects, (None,) * 7, score_source="objectness")
+    with pytest.raises(DataError, match="without score"):
+        evaluate_detection(views, [bare, *said[1:]])
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ([Prediction("a", ()), Prediction("a", ())], "predicted twice"),
+        ([Prediction("b", ())], "not in the ground truth"),
+        ([Prediction("a", (), width=500, height=1000)], "500x1000"),
+    ],
+)
+def test_predictions_of_other_data_are_refused(predictions: list[Prediction], message: str):
+    with pytest.raises(DataError, match=message):
+        evaluate_detection([view("a", thing(0, CABLE))], predictions)
+
+
+def test_no_images_at_all_is_refused():
+    with pytest.raises(DataError, match="no image"):
+        evaluate_detection([], [])
+
+
+def test_the_bootstrap_resamples_images_and_its_interval_holds_the_value():
+    counts = count_matches(random_pairs(1, images=40), None)
+    value, interval = summarise(counts), bootstrap(counts, resamples=500, seed=3)
+    assert interval == bootstrap(counts, resamples=500, seed=3)
+    assert all(low <= value[name] <= high for name, (low, high) in interval.items())
+    assert interval["f1@0.50"][0] < interval["f1@0.50"][1]
+
+
+def test_the_bootstrap_equals_resampling_written_out():
+    pairs = random_pairs(2, images=6)
+    counts, weights = count_matches(pairs, None), np.array([[2, 0, 1, 0, 3, 0]])
+    repeated = [p for p, n in zip(pairs, weights[0], strict=True) for _ in range(n)]
+    drawn = {name: float(v[0]) for name, v in summarise(counts, weights).items()}
+    assert drawn == pytest.approx(summarise(count_matches(repeated, None)))
+
+
+def test_labels_are_scored_by_level_with_confusion_and_support():
+    truth = (thing(0, SCREW_OK), thing(200, SCREW_OK), thing(400, CABLE), thing(600, "bbu基带处理单元/华为"))
+    said = (thing(0, SCREW_OK), thing(200, SCREW_BAD), thing(400, "线缆/非光纤"), thing(800, CABLE))
+    levels = score_labels(matched_pairs([Pairing(truth, said)]))
+    assert {k: (v["accuracy"], v["support"]) for k, v in levels.items()} == {
+        "type": (1.0, 3), "property": (2 / 3, 3), "status": (0.5, 2),
+    }  # fmt: skip
+    assert levels["status"]["confusion"] == {"连接正确": {"连接正确": 1, "连接错误": 1}}
+    assert levels["type"]["confusion"] == {
+        "(spurious)": {"线缆": 1},
+        "bbu基带处理单元": {"(missed)": 1},
+        "线缆": {"线缆": 1},
+        "螺丝连接点": {"螺丝连接点": 2},
+    }
+    screw, huawei = levels["status"]["per_class"]["连接正确"], levels["type"]["per_class"]["bbu基带处理单元"]
+    assert (screw["support"], screw["predicted"], screw["precision"], screw["recall"]) == (2, 1, 1.0, 0.5)
+    assert (huawei["support"], huawei["recall"]) == (1, 0.0)
+
+
+def test_a_predictions_file_is_read_and_a_bad_line_is_named(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    good = {"image": "a", "width": 10, "height": 20, "status": "ok", "score_source": None, "rejected": {"bad_box": 1},
+            "objects": [{"bbox_2d": [1, 2, 3, 4], "desc": "x", "score": None}], "text": "…"}  # fmt: skip
+    path.write_text(json.dumps(good) + "\n")
+    expected = Prediction("a", (BBUObject((1, 2, 3, 4), "x"),), (None,), "ok", None, 10, 20, {"bad_box": 1})
+    assert read_predictions(path) == [expected]
+    path.write_text(json.dumps(good) + "\n" + json.dumps(good | {"status": "fine"}) + "\n")
+    with pytest.raises(DataError, match=r"predictions\.jsonl:2: .*fine"):
+        read_predictions(path)

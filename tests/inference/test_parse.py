@@ -1,0 +1,133 @@
+"""What a generated answer becomes: every complete object, nothing invented, every rejection counted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bbu.inference.parse import parse_answer
+from bbu.schema import BBUObject
+
+OBJECTS = [
+    {"bbox_2d": [10, 20, 110, 220], "desc": "螺丝连接点/BBU安装螺丝/连接正确"},
+    {"bbox_2d": [0, 0, 28.5, 28], "desc": '标签 with "quotes", {braces} [brackets] and \\ backslash'},
+    {"bbox_2d": [5, 6, 7, 8], "desc": 'as text: {"bbox_2d": [1, 2, 3, 4], "desc": "x"}'},
+]
+
+
+def as_objects(data: list[dict]) -> tuple[BBUObject, ...]:
+    return tuple(BBUObject(tuple(float(c) for c in o["bbox_2d"]), o["desc"].strip()) for o in data)
+
+
+def ends_of_objects(data: list[dict], text: str) -> list[int]:
+    """Where each object is complete in `text`, found from the writer's side."""
+    ends, position = [], 0
+    for item in data:
+        written = json.dumps(item, ensure_ascii=False)
+        position = text.index(written, position) + len(written)
+        ends.append(position)
+    return ends
+
+
+def check_every_cut(data: list[dict]) -> None:
+    text = json.dumps(data, ensure_ascii=False)
+    ends = ends_of_objects(data, text)
+    for cut in range(len(text)):
+        complete = sum(end <= cut for end in ends)
+        answer = parse_answer(text[:cut], finished=False)
+        assert answer.objects == as_objects(data[:complete]), text[:cut]
+        assert answer.status == "truncated"
+
+
+def test_a_whole_answer_is_read_in_order():
+    answer = parse_answer(json.dumps(OBJECTS, ensure_ascii=False), finished=True)
+    assert (answer.objects, answer.status, answer.rejected) == (as_objects(OBJECTS), "ok", {})
+
+
+def test_an_answer_cut_anywhere_keeps_every_complete_object_and_invents_none():
+    check_every_cut(OBJECTS)
+
+
+boxes = st.tuples(st.integers(0, 500), st.integers(0, 500), st.integers(1, 500), st.integers(1, 500)).map(
+    lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]
+)
+descriptions = st.text(alphabet='abc螺丝/[]{}",:\\\n 12', max_size=12).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"bbox_2d": boxes, "desc": descriptions}), min_size=1, max_size=4))
+def test_any_list_of_objects_cut_anywhere_obeys_the_same_rule(data: list[dict]):
+    check_every_cut(data)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet='[]{}":,0123ab \\\n-e.', max_size=60), st.booleans())
+def test_no_text_raises(text: str, finished: bool):
+    parse_answer(text, finished=finished)
+
+
+def test_an_empty_list_is_a_valid_answer():
+    assert parse_answer("[]", finished=True).status == "ok"
+
+
+def test_a_code_fence_and_words_around_the_list_do_no_harm():
+    text = "好的 [见下]：\n```json\n" + json.dumps(OBJECTS, indent=1) + "\n```\n以上。"
+    answer = parse_answer(text, finished=True)
+    assert (answer.objects, answer.status) == (as_objects(OBJECTS), "ok")
+
+
+@pytest.mark.parametrize("text", ["", "没有", "12", "{", "[{"])
+def test_text_without_objects_is_unparsed_when_finished_and_truncated_when_not(text: str):
+    assert parse_answer(text, finished=True).status == "unparsed"
+    assert parse_answer(text, finished=False).status == "truncated"
+
+
+MALFORMED = '[{"bbox_2d": [1, 2, 3, 4], "desc": "a"}, {bbox_2d: [5, 6, 7, 8], "desc": "b"}]'
+
+
+def test_malformed_text_is_repaired_and_flagged_only_when_the_model_ended_it():
+    first, second = BBUObject((1, 2, 3, 4), "a"), BBUObject((5, 6, 7, 8), "b")
+    finished, cut = parse_answer(MALFORMED, finished=True), parse_answer(MALFORMED, finished=False)
+    assert (finished.objects, finished.status) == ((first, second), "repaired")
+    assert (cut.objects, cut.status, cut.rejected) == ((first,), "truncated", {"incomplete": 1})
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ('{"bbox_2d": [1, 2, 3], "desc": "a"}', "bad_box"),
+        ('{"bbox_2d": [1, 2, 3, NaN], "desc": "a"}', "bad_box"),
+        ('{"bbox_2d": [1, 2, 3, Infinity], "desc": "a"}', "bad_box"),
+        ('{"bbox_2d": [1, 2, 3, true], "desc": "a"}', "bad_box"),
+        ('{"bbox_2d": [1, 2, 3, 1' + "0" * 400 + '], "desc": "a"}', "bad_box"),
+        ('{"bbox_2d": "1 2 3 4", "desc": "a"}', "bad_box"),
+        ('{"desc": "a"}', "bad_box"),
+        ('{"bbox_2d": [1, 2, 3, 4]}', "no_description"),
+        ('{"bbox_2d": [1, 2, 3, 4], "desc": " "}', "no_description"),
+        ('{"bbox_2d": [3, 2, 1, 4], "desc": "a"}', "empty_box"),
+        ('{"bbox_2d": [1, 2, 1, 4], "desc": "a"}', "empty_box"),
+        ('{"bbox_2d": [100, 2, 120, 4], "desc": "a"}', "outside_image"),
+        ('{"bbox_2d": [-9, 2, 0, 4], "desc": "a"}', "outside_image"),
+        ('{"bbox_2d": [1, 2, 3, 4], "desc": "a", "desc": "b"}', "not_an_object"),
+    ],
+)
+def test_what_is_no_usable_object_is_rejected_with_its_reason_and_the_rest_stays(written: str, reason: str):
+    text = f'[{written}, {{"bbox_2d": [1, 2, 3, 4], "desc": "kept"}}]'
+    answer = parse_answer(text, finished=True, width=100, height=100)
+    assert answer.rejected == {reason: 1}
+    assert [o.desc for o in answer.objects] == ["kept"]
+
+
+def test_a_box_partly_outside_stays_as_written():
+    text = '[{"bbox_2d": [90, 90, 120, 99], "desc": "a"}]'
+    answer = parse_answer(text, finished=True, width=100, height=100)
+    assert answer.objects[0].bbox_2d == (90, 90, 120, 99)
+
+
+def test_endless_nesting_is_a_defect_not_a_crash():
+    text = '[{"bbox_2d": ' + "[" * 100_000
+    assert parse_answer(text, finished=False).status == "truncated"
+    assert parse_answer(text, finished=True).status == "unparsed"
