@@ -1,0 +1,91 @@
+"""What people and programs read of an evaluation: metrics.json, TensorBoard scalars, a table on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from bbu.evaluation.detection import evaluate_detection, matched_pairs, pair_up
+from bbu.evaluation.labels import score_labels
+from bbu.evaluation.predictions import Prediction
+from bbu.schema import View
+
+
+def evaluate(
+    views: Sequence[View], predictions: Sequence[Prediction], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """All metrics of one dataset, as metrics.json holds them; raises DataError as `evaluate_detection` does."""
+    metrics = evaluate_detection(views, predictions, resamples=resamples, seed=seed)
+    return metrics | {"labels": score_labels(matched_pairs(pair_up(views, predictions)))}
+
+
+def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Write metrics.json whole or not at all."""
+    text = json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2, sort_keys=True) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The headline as flat scalars, such as `detection/class_aware/f1@0.50`, `labels/status/accuracy`."""
+    flat = {f"detection/{m}/{k}": v for m, values in metrics["detection"].items() for k, v in values.items()}
+    scored = metrics["average_precision"] or {}
+    source = scored.get("score_source")
+    for mode in (m for m in scored if m != "score_source"):
+        flat |= {f"{source}/{mode}/{k}": v for k, v in scored[mode].items() if v >= 0}
+    accuracies = {level: row["accuracy"] for level, row in metrics["labels"].items()}
+    return flat | {f"labels/{level}/accuracy": v for level, v in accuracies.items() if v is not None}
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """The whole report as plain text; Chinese names stand last in a row, where their width breaks no column."""
+    parts = [_images(metrics["images"]), _detection(metrics), _average_precision(metrics), _labels(metrics)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _images(images: Mapping[str, Any]) -> str:
+    states = ", ".join(f"{count} {status}" for status, count in images["status"].items())
+    rejected = ", ".join(f"{count} {reason}" for reason, count in images["rejected"].items())
+    line = f"{images['total']} images ({states or 'none predicted'}; {images['not_predicted']} not predicted), "
+    line += f"{images['objects_true']} objects true, {images['objects_predicted']} predicted"
+    return line + (f"; rejected: {rejected}" if rejected else "")
+
+
+def _detection(metrics: Mapping[str, Any]) -> str:
+    names = ("precision@0.50", "recall@0.50", "f1@0.50", "f1@0.75", "f1@0.50:0.95")
+    rows = [
+        [mode, *(_with_interval(values[n], metrics["intervals"][mode][n]) for n in names)]
+        for mode, values in metrics["detection"].items()
+    ]
+    return tabulate(rows, headers=["boxes (95 % interval)", *names], disable_numparse=True)
+
+
+def _with_interval(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.3f} ({interval[0]:.2f}-{interval[1]:.2f})"
+
+
+def _average_precision(metrics: Mapping[str, Any]) -> str:
+    scored = metrics["average_precision"]
+    if not scored:
+        return ""
+    names = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
+    rows = [[mode, *(v[n] for n in names)] for mode, v in scored.items() if mode != "score_source"]
+    return tabulate(rows, headers=[f"by {scored['score_source']}", *names], floatfmt=".3f")
+
+
+def _labels(metrics: Mapping[str, Any]) -> str:
+    headers = ("level", "support", "predicted", "correct", "precision", "recall", "f1", "label")
+    rows = []
+    for level, scored in metrics["labels"].items():
+        for name, row in sorted(scored["per_class"].items(), key=lambda item: -item[1]["support"]):
+            rows.append([level, *(row[h] for h in headers[1:-1]), name])
+    return tabulate(rows, headers=headers, floatfmt=".3f") if rows else ""
