@@ -1,0 +1,224 @@
+"""JSONL records to samples: teachers drawn, images decoded, the conversation tokenised.
+
+What a sample looks like is a function of (seed, epoch, index) alone, never of worker or rank state.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from bbu.config.domains import DataConfig
+from bbu.data.chat import Chat, ChatBuilder, Turn, check_placeholders, format_answer, reading_order
+from bbu.data.images import ImagePreparer, Pixels, load_image
+from bbu.data.prompts import Prompt, get_prompt
+from bbu.data.types import Role, Sample
+from bbu.errors import DataError
+from bbu.resize import ResizePlan
+from bbu.schema import BBUObject, Record, View, read_records
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["train", "eval"]
+
+
+class SampleBuilder:
+    """Turns views into samples; holds everything that is the same for all of them."""
+
+    def __init__(
+        self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, processor: BaseImageProcessor, prompt: Prompt
+    ) -> None:
+        self._root = Path(config.data_root)
+        self._sort = config.object_order == "reading"
+        self._chat = ChatBuilder(tokenizer)
+        self._images = ImagePreparer(processor, config.min_pixels, config.max_pixels)
+        self._prompt = prompt
+
+    def build(self, name: str, student: View, teachers: Sequence[View] = ()) -> Sample:
+        """Decode, resize and tokenise one sample; raises DataError naming it."""
+        views: list[tuple[Role, View]] = [*(("teacher", t) for t in teachers), ("student", student)]
+        pixels = [self._load(name, view) for _, view in views]
+        objects = [self._objects(name, v, p.plans[0]) for (_, v), p in zip(views, pixels, strict=True)]
+        turns = [
+            self._turn(role, p.plans, format_answer(o)) for (role, _), p, o in zip(views, pixels, objects, strict=True)
+        ]
+        chat = self._chat.build(self._prompt.system, turns)
+        return self._sample(name, chat, pixels, objects[-1])
+
+    def ask(self, name: str, images: Sequence[Image.Image], instruction: str | None = None) -> Sample:
+        """An unanswered student turn about images in memory, ready for generation."""
+        pixels = self._images.prepare(images)
+        turn = self._turn("student", pixels.plans, None, instruction)
+        return self._sample(name, self._chat.build(self._prompt.system, [turn]), [pixels], ())
+
+    def measure(self, name: str, student: View, teachers: Sequence[View] = ()) -> int:
+        """Length in tokens of the sample `build` would make, from image headers alone."""
+        views: list[tuple[Role, View]] = [*(("teacher", t) for t in teachers), ("student", student)]
+        turns = []
+        for role, view in views:
+            plans = [self._images.plan(*self._size(name, view, i)) for i in range(len(view.images))]
+            turns.append(self._turn(role, plans, format_answer(self._objects(name, view, plans[0]))))
+        return len(self._chat.build(self._prompt.system, turns).ids)
+
+    def _turn(
+        self, role: Role, plans: Sequence[ResizePlan], answer: str | None, instruction: str | None = None
+    ) -> Turn:
+        return Turn(role, tuple(p.placeholders for p in plans), instruction or self._prompt.instruction, answer)
+
+    def _load(self, name: str, view: View) -> Pixels:
+        images = [load_image(self._root / path, name) for path in view.images]
+        if view.width is not None and images[0].size != (view.width, view.height):
+            raise DataError(
+                f"{name}: {view.images[0]} is {images[0].width}x{images[0].height} pixels but the record says "
+                f"{view.width}x{view.height}; convert again"
+            )
+        return self._images.prepare(images)
+
+    def _size(self, name: str, view: View, index: int) -> tuple[int, int]:
+        if index == 0 and view.width is not None and view.height is not None:
+            return view.width, view.height
+        return load_image(self._root / view.images[index], name).size
+
+    def _objects(self, name: str, view: View, plan: ResizePlan) -> tuple[BBUObject, ...]:
+        """Objects in the pixels the model sees; a view's boxes belong to its first image."""
+        for item in view.objects:
+            if item.bbox_2d[2] > plan.source_width or item.bbox_2d[3] > plan.source_height:
+                size = f"{plan.source_width}x{plan.source_height}"
+                raise DataError(f"{name}: box {list(item.bbox_2d)} leaves the {size} image; convert again")
+        moved = tuple(BBUObject(plan.box(o.bbox_2d), o.desc) for o in view.objects)
+        return reading_order(moved) if self._sort else moved
+
+    def _sample(self, name: str, chat: Chat, pixels: Sequence[Pixels], objects: tuple[BBUObject, ...]) -> Sample:
+        patches = torch.cat([p.patches for p in pixels])
+        grid = torch.cat([p.grid for p in pixels])
+        check_placeholders(chat, grid, len(patches), self._images.merge_size, name)
+        student = pixels[-1].plans[0]
+        return Sample(
+            name=name,
+            input_ids=torch.tensor(chat.ids),
+            labels=chat.labels(),
+            mm_token_type_ids=chat.mm_token_type_ids(),
+            pixel_values=patches,
+            image_grid_thw=grid,
+            answers=tuple(chat.answers),
+            images=tuple(chat.images),
+            objects=objects,
+            image_size=(student.width, student.height),
+        )
+
+
+class BBUDataset(Dataset[Sample]):
+    """Map-style dataset over records; `set_epoch` changes which teachers a sample sees."""
+
+    def __init__(
+        self,
+        records: Sequence[tuple[str, Record]],
+        pool: Sequence[View],
+        builder: SampleBuilder,
+        *,
+        teacher_ratio: float,
+        num_teachers: int,
+        max_length: int,
+        seed: int,
+    ) -> None:
+        self._records, self._pool, self._builder = records, pool, builder
+        self._teacher_ratio, self._num_teachers = teacher_ratio, num_teachers
+        self._max_length, self._seed = max_length, seed
+        # Shared memory: persistent workers hold a copy of this object and must still see the epoch change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        name, record = self._records[index]
+        return self._builder.build(name, record.student, self.teachers(index))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the DataLoader before each epoch."""
+        self._epoch.fill_(epoch)
+
+    def length(self, index: int) -> int:
+        """Tokens of sample `index` in this epoch, without decoding its images."""
+        name, record = self._records[index]
+        return self._builder.measure(name, record.student, self.teachers(index))
+
+    def teachers(self, index: int) -> tuple[View, ...]:
+        """The sample's own teachers, else some of the pool; as many as the length allows, in drawn order."""
+        name, record = self._records[index]
+        chosen = self._draw(index, record.student) if record.teachers is None else record.teachers
+        while chosen and self._builder.measure(name, record.student, chosen) > self._max_length:
+            chosen = chosen[:-1]
+        return tuple(chosen)
+
+    def _draw(self, index: int, student: View) -> list[View]:
+        rng = random.Random(f"{self._seed}/{int(self._epoch)}/{index}")
+        if rng.random() >= self._teacher_ratio:
+            return []
+        others = [view for view in self._pool if not set(view.images) & set(student.images)]
+        return rng.sample(others, min(self._num_teachers, len(others)))
+
+
+def load_dataset(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    processor: BaseImageProcessor,
+    *,
+    split: Split,
+    seed: int,
+    max_length: int,
+) -> BBUDataset:
+    """The dataset of a split, every student checked against max_length; raises DataError or ConfigError."""
+    train = split == "train"
+    style = config.train_prompt if train else config.eval_prompt
+    builder = SampleBuilder(config, tokenizer, processor, get_prompt(config.language, style))
+    ratio = config.teacher_ratio if train else config.eval_teacher_ratio
+    return BBUDataset(
+        _fitting(_records(config, train), builder, max_length, config.long_sample_policy),
+        _pool(config) if ratio > 0 and config.num_teacher_samples > 0 else (),
+        builder,
+        teacher_ratio=ratio,
+        num_teachers=config.num_teacher_samples,
+        max_length=max_length,
+        seed=seed,
+    )
+
+
+def _records(config: DataConfig, train: bool) -> list[tuple[str, Record]]:
+    path = Path(config.data_root) / (config.train_file if train else config.val_file)
+    limit = config.max_examples if train else config.max_eval_examples
+    found = islice(read_records(path), limit if limit >= 0 else None)
+    records = [(f"{path.name}[{i}] {r.student.images[0]}", r) for i, r in enumerate(found)]
+    if train and not records:
+        raise DataError(f"{path}: no record to train on; convert again or raise max_examples")
+    return records
+
+
+def _pool(config: DataConfig) -> list[View]:
+    path = Path(config.data_root) / config.teacher_file
+    return [record.student for record in read_records(path)]
+
+
+def _fitting(
+    records: list[tuple[str, Record]], builder: SampleBuilder, max_length: int, policy: str
+) -> list[tuple[str, Record]]:
+    """Records whose student fits alone; too long ones are refused or dropped with a warning, by name."""
+    lengths = [builder.measure(name, record.student) for name, record in records]
+    long = [f"{name} ({n} tokens)" for (name, _), n in zip(records, lengths, strict=True) if n > max_length]
+    if long and policy == "refuse":
+        raise DataError(
+            f"{len(long)} of {len(records)} samples exceed model_max_length {max_length}: {', '.join(long[:5])}; "
+            "raise it, lower max_pixels, or set long_sample_policy to drop"
+        )
+    if long:
+        logger.warning("dropped %d samples over %d tokens: %s", len(long), max_length, ", ".join(long))
+    return [pair for pair, length in zip(records, lengths, strict=True) if length <= max_length]

@@ -1,0 +1,60 @@
+"""Photos from disk or memory to ViT patches: full decode, EXIF orientation, the one smart_resize."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from transformers import BaseImageProcessor
+
+from bbu.errors import DataError
+from bbu.resize import ResizePlan, smart_resize
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images of one view. patches: [P, 1176] float32; grid: [I, 3] int64; plans: one per image."""
+
+    patches: torch.Tensor
+    grid: torch.Tensor
+    plans: tuple[ResizePlan, ...]
+
+
+def load_image(path: Path, name: str) -> Image.Image:
+    """Decode a photo completely, upright and RGB; raises DataError naming sample and file."""
+    if not path.is_file():
+        raise DataError(f"{name}: no image {path}; convert again or correct data_root")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: cannot decode {path} ({error}); replace the file and convert again") from error
+
+
+class ImagePreparer:
+    """Resizes by `bbu.resize` and normalises with the model's own image processor."""
+
+    def __init__(self, processor: BaseImageProcessor, min_pixels: int, max_pixels: int) -> None:
+        self._processor = processor
+        self.merge_size: int = processor.merge_size
+        self._limits = (min_pixels, max_pixels)
+
+    def plan(self, width: int, height: int) -> ResizePlan:
+        """How a `width` x `height` image is resized for the model."""
+        return smart_resize(width, height, *self._limits)
+
+    def prepare(self, images: Sequence[Image.Image]) -> Pixels:
+        """Resize and cut into patches; a converted photo already has its size and stays as it is."""
+        plans = tuple(self.plan(*image.size) for image in images)
+        resized = [_resize(image, plan) for image, plan in zip(images, plans, strict=True)]
+        # The processor's own resize would be a second rule; it only normalises and cuts here.
+        out = self._processor(images=resized, do_resize=False, return_tensors="pt")
+        return Pixels(out["pixel_values"], out["image_grid_thw"], plans)
+
+
+def _resize(image: Image.Image, plan: ResizePlan) -> Image.Image:
+    size = (plan.width, plan.height)
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)

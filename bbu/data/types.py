@@ -1,0 +1,59 @@
+"""What the data room hands to training and inference: samples with their spans, and the batch's names.
+
+Shapes: S tokens of a sequence, P ViT patches, I images, N objects, B samples of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from bbu.schema import BBUObject
+
+Role = Literal["teacher", "student"]
+ROLE_CODES: dict[Role, int] = {"teacher": 1, "student": 2}
+"""Values of a batch's `answer_roles`; 0 is a token nobody is supervised on."""
+
+IGNORE_INDEX = -100
+"""Label of an unsupervised token; the default `ignore_index` of torch's cross entropy."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens start..end (end excluded) of a sequence, and whose they are."""
+
+    start: int
+    end: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation: worked examples of teachers, then the student's.
+
+    answers: supervised tokens (`<|im_end|>` included), one span per answered turn.
+    images: placeholder tokens, one span per image, in the order of `image_grid_thw`.
+    objects: the student's, boxes in pixels of the first student image as the model sees it.
+    """
+
+    name: str
+    input_ids: torch.Tensor
+    """[S] int64"""
+    labels: torch.Tensor
+    """[S] int64, IGNORE_INDEX outside answers; not shifted"""
+    mm_token_type_ids: torch.Tensor
+    """[S] int64, 1 at image placeholders, else 0; mRoPE needs it"""
+    pixel_values: torch.Tensor
+    """[P, 1176] float32, the images' patches one after the other"""
+    image_grid_thw: torch.Tensor
+    """[I, 3] int64, (t, h, w) in patches"""
+    answers: tuple[Span, ...]
+    images: tuple[Span, ...]
+    objects: tuple[BBUObject, ...]
+    image_size: tuple[int, int]
+    """(width, height) in pixels of the first student image as the model sees it"""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
