@@ -13,7 +13,7 @@ pytestmark = pytest.mark.cluster
 
 BATCH = """#!/bin/bash
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1 PYTHONFAULTHANDLER=1
 srun -N2 --ntasks-per-node=1 "$BBU_HOME/slurm/container.sh" python "$BBU_HOME/tests/cluster/programs/$1"
 """
 
