@@ -1,0 +1,66 @@
+"""Pixels: reads a vendor JPEG's frame, and writes the upright, resized JPEG without any metadata."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from bbu.conversion.plan import QUARTER_TURNS
+from bbu.conversion.vendor import PhotoRejected
+from bbu.resize import ResizePlan
+
+ORIENTATION_TAG = 274
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation → the turn that makes the picture upright."""
+
+
+def read_frame(path: Path) -> tuple[tuple[int, int], int]:
+    """((width, height) as stored, EXIF orientation 1 to 8) from the header alone."""
+    with _opened(path) as image:
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+        return image.size, orientation if orientation in TRANSPOSES else 1
+
+
+def write_resized(source: Path, target: Path, plan: ResizePlan, orientation: int, quality: int) -> None:
+    """Decode all of `source`, turn it upright, resize it as planned, publish it as JPEG under `target`.
+
+    JPEG's own scaling (`draft`) brings the picture near twice the target first, which is most of the speed;
+    LANCZOS does the rest. Raises PhotoRejected for a file that does not decode to its end.
+    """
+    size = (plan.height, plan.width) if orientation in QUARTER_TURNS else (plan.width, plan.height)
+    with _opened(source) as image:
+        image.draft("RGB", (2 * size[0], 2 * size[1]))
+        resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    if orientation in TRANSPOSES:
+        resized = resized.transpose(TRANSPOSES[orientation])
+    resized.info = {}  # save() would carry a JPEG comment over
+    _publish(resized, target, quality)
+
+
+def _publish(image: Image.Image, target: Path, quality: int) -> None:
+    """Write beside the target and rename, so that a killed run leaves no half image under its name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    image.save(temporary, "JPEG", quality=quality)
+    temporary.replace(target)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path, formats=["JPEG", "MPO"]) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PhotoRejected("undecodable_image", str(error).replace(str(path), path.name)) from error

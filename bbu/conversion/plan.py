@@ -1,0 +1,136 @@
+"""Decides, for one photo, what becomes of every box: which frame it is in, clip, drop, widen, deduplicate.
+
+Pure geometry and labels, no pixels; `images.py` carries the plan out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bbu.config.domains import DataConfig
+from bbu.conversion.labels import LabelRules
+from bbu.conversion.vendor import PhotoRejected, Reject, VendorObject, VendorPhoto
+from bbu.resize import ResizePlan, smart_resize
+from bbu.schema import BBUObject, Box
+
+QUARTER_TURNS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
+
+
+@dataclass(frozen=True)
+class PhotoPlan:
+    """`frame`: which frame the vendor's boxes were in; `clipped`: boxes cut at the image border."""
+
+    resize: ResizePlan
+    objects: tuple[BBUObject, ...]
+    rejects: tuple[Reject, ...]
+    frame: str
+    clipped: int
+
+
+def plan_photo(
+    photo: VendorPhoto, stored: tuple[int, int], orientation: int, rules: LabelRules, config: DataConfig
+) -> PhotoPlan:
+    """Plan one photo. `stored`: (width, height) of the file's pixels before its EXIF orientation (1 to 8).
+
+    Raises PhotoRejected when the vendor's size fits the image in neither orientation.
+    """
+    frame = choose_frame(photo, stored, orientation)
+    upright = stored[::-1] if orientation in QUARTER_TURNS else stored
+    resize = smart_resize(*upright, config.min_pixels, config.max_pixels)
+    objects: list[BBUObject] = []
+    rejects = list(photo.rejects)
+    clipped = 0
+    for item in photo.objects:
+        box = to_upright(item.box, stored, orientation) if frame == "stored" else item.box
+        try:
+            inside = clip(box, *upright, config.min_visible_ratio)
+            planned = BBUObject(_resized(inside, resize, config.min_box_side), rules.describe(item))
+            _check_new(planned, objects, config.remove_duplicates)
+        except PhotoRejected as bad:
+            rejects.append(Reject(photo.name, bad.reason, bad.detail, item.index))
+        else:
+            objects.append(planned)
+            clipped += inside != box
+    return PhotoPlan(resize, tuple(objects), tuple(rejects), frame, clipped)
+
+
+def choose_frame(photo: VendorPhoto, stored: tuple[int, int], orientation: int) -> str:
+    """Which frame the vendor's boxes are in, by exact match of the vendor's width and height.
+
+    "upright": the picture as people see it. "stored": the file's pixels, its EXIF quarter turn ignored.
+    "swapped": width and height exchanged, boxes upright; without a quarter turn nothing else is possible,
+    with one it is the reading under which the boxes lie inside the picture and "stored" is not.
+    """
+    vendor = (photo.width, photo.height)
+    upright = stored[::-1] if orientation in QUARTER_TURNS else stored
+    if vendor == upright:
+        return "upright"
+    if vendor != upright[::-1]:
+        raise PhotoRejected("size_mismatch", f"JSON says {vendor[0]}x{vendor[1]}, the image is {upright}")
+    if orientation not in QUARTER_TURNS:
+        return "swapped"
+    return "swapped" if _outside(photo.objects, stored) > _outside(photo.objects, upright) else "stored"
+
+
+def to_upright(box: Box, stored: tuple[int, int], orientation: int) -> Box:
+    """Carry a box from the stored frame to the upright one (EXIF 2.32, tag 274)."""
+    w, h = stored
+    x1, y1, x2, y2 = box
+    if orientation in (5, 7):  # transposed or transversed: mirror along a diagonal
+        x1, y1, x2, y2 = y1, x1, y2, x2
+    elif orientation == 6:  # shown after a quarter turn clockwise
+        x1, y1, x2, y2 = h - y2, x1, h - y1, x2
+    elif orientation == 8:  # after a quarter turn counter-clockwise
+        x1, y1, x2, y2 = y1, w - x2, y2, w - x1
+    if orientation == 7:
+        x1, y1, x2, y2 = h - x2, w - y2, h - x1, w - y1
+    return x1, y1, x2, y2
+
+
+def clip(box: Box, width: int, height: int, min_visible_ratio: float) -> Box:
+    """Cut a box at the image border; PhotoRejected when it is empty or too little of it is inside."""
+    x1, y1, x2, y2 = box
+    area = (x2 - x1) * (y2 - y1)
+    if area <= 0:
+        raise PhotoRejected("empty_box", f"box {_show(box)} has no area")
+    cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    visible = max(cut[2] - cut[0], 0) * max(cut[3] - cut[1], 0) / area
+    if visible <= 0 or visible < min_visible_ratio:
+        raise PhotoRejected("mostly_outside", f"{visible:.0%} of box {_show(box)} is inside {width}x{height}")
+    return cut
+
+
+def _resized(box: Box, resize: ResizePlan, min_side: float) -> Box:
+    x1, y1, x2, y2 = (float(round(c)) for c in resize.box(box))
+    x1, x2 = _widened(x1, x2, min_side, resize.width)
+    y1, y2 = _widened(y1, y2, min_side, resize.height)
+    return x1, y1, x2, y2
+
+
+def _widened(low: float, high: float, least: float, limit: int) -> tuple[float, float]:
+    """Grow an interval to `least` (whole pixels, at least 1) around its middle, inside 0..limit."""
+    side = min(max(1, -(-least // 1)), limit)
+    if high - low >= side:
+        return low, high
+    start = min(max((low + high - side) // 2, 0), limit - side)
+    return float(start), float(start + side)
+
+
+def _check_new(planned: BBUObject, earlier: Sequence[BBUObject], remove_duplicates: bool) -> None:
+    if remove_duplicates and planned in earlier:
+        raise PhotoRejected("duplicate", f"{planned.desc} at {_show(planned.bbox_2d)} is there already")
+
+
+def _outside(objects: Sequence[VendorObject], size: tuple[int, int]) -> int:
+    """How many boxes reach more than half their side beyond a picture of `size`."""
+    def beyond(box: Box) -> bool:
+        x1, y1, x2, y2 = box
+        return x2 - size[0] > (x2 - x1) / 2 or y2 - size[1] > (y2 - y1) / 2
+
+    return sum(beyond(item.box) for item in objects)
+
+
+def _show(box: Box) -> str:
+    return "[" + ", ".join(f"{c:g}" for c in box) + "]"

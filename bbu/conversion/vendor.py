@@ -1,0 +1,200 @@
+"""Reads a vendor's JSON, both dialects, into typed photos; what it cannot read it rejects with a reason.
+
+Dialect A: `dataList` of items with two opposite corners and `properties`.
+Dialect B: `markResult.features`, GeoJSON-like, with `properties.content` (English) and `contentZh` (Chinese).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bbu.schema import Box
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg")
+LABEL_KEY_EN, LABEL_KEY_ZH = "label", "标签"
+MAX_JSON_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Something left out of the data: a whole photo (`index` None) or its object number `index`."""
+
+    photo: str
+    reason: str
+    detail: str
+    index: int | None = None
+
+
+class PhotoRejected(Exception):
+    """A photo is quarantined; the conversion goes on. `reason` is a fixed word, `detail` is for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class VendorObject:
+    """One annotation: (x1, y1, x2, y2) in the vendor's pixels, and its raw texts by language."""
+
+    index: int
+    box: Box
+    content: dict[str, str]
+    content_zh: dict[str, str]
+
+
+@dataclass(frozen=True)
+class VendorPhoto:
+    """One vendor JSON. `name`: path below the vendor folder without suffix; sizes in pixels."""
+
+    name: str
+    width: int
+    height: int
+    dialect: str
+    objects: tuple[VendorObject, ...]
+    rejects: tuple[Reject, ...] = field(default=())
+
+
+def list_photos(folder: Path) -> list[str]:
+    """Sorted photo names: every stem below `folder` that has a JSON or an image, hidden files left out."""
+    wanted = {".json", *IMAGE_SUFFIXES}
+    paths = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in wanted and p.is_file())
+    return sorted({p.with_suffix("").as_posix() for p in paths if not p.name.startswith(".")})
+
+
+def find_image(folder: Path, name: str) -> Path:
+    """The image beside a photo's JSON; PhotoRejected when there is none or more than one."""
+    stem = folder / name
+    names = {stem.name + suffix for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper())}
+    found = sorted(p for p in stem.parent.iterdir() if p.name in names)
+    if not found:
+        raise PhotoRejected("missing_image", f"no {name}.jpeg or .jpg beside the JSON")
+    if len(found) > 1:
+        raise PhotoRejected("ambiguous_image", f"{' and '.join(p.name for p in found)} share one JSON")
+    return found[0]
+
+
+def read_photo(folder: Path, name: str) -> VendorPhoto:
+    """Read one vendor JSON; raises PhotoRejected when the file as a whole cannot be used."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise PhotoRejected("missing_json", "the image has no JSON beside it")
+    data = _load(path)
+    width, height = _size(data)
+    dialect, items = _items(data)
+    read = _object_a if dialect == "A" else _object_b
+    objects: list[VendorObject] = []
+    rejects: list[Reject] = []
+    for index, item in enumerate(items):
+        try:
+            objects.append(read(index, item))
+        except PhotoRejected as bad:
+            rejects.append(Reject(name, bad.reason, bad.detail, index))
+    return VendorPhoto(name, width, height, dialect, tuple(objects), tuple(rejects))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> NoReturn:
+        raise PhotoRejected("non_finite_number", f"{constant} is not a JSON number")
+
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise PhotoRejected("oversized_json", f"more than {MAX_JSON_BYTES} bytes")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PhotoRejected("broken_json", str(error)) from error
+    if not isinstance(data, dict):
+        raise PhotoRejected("broken_json", f"top level is {type(data).__name__}, not an object")
+    return data
+
+
+def _size(data: dict[str, Any]) -> tuple[int, int]:
+    info = data.get("info")
+    sides = [info.get(key) for key in ("width", "height")] if isinstance(info, dict) else [None]
+    for side in sides:
+        if not _is_number(side) or side <= 0 or side != int(side):
+            raise PhotoRejected("missing_size", f"info.width and info.height must be whole pixels, not {sides}")
+    return int(sides[0]), int(sides[1])
+
+
+def _items(data: dict[str, Any]) -> tuple[str, list[Any]]:
+    if "dataList" in data:
+        dialect, items = "A", data["dataList"]
+    elif isinstance(data.get("markResult"), dict):
+        dialect, items = "B", data["markResult"].get("features")
+    else:
+        raise PhotoRejected("unknown_dialect", "neither 'dataList' nor 'markResult' is there")
+    if not isinstance(items, list):
+        raise PhotoRejected("unknown_dialect", f"dialect {dialect}: the annotations are not a list")
+    return dialect, items
+
+
+def _object_a(index: int, item: Any) -> VendorObject:
+    item = _mapping(item)
+    points = _points(item.get("coordinates"))
+    if len(points) != 2:
+        raise PhotoRejected("bad_coordinates", f"{len(points)} points where two opposite corners belong")
+    return _object(index, points, _mapping(item.get("properties")))
+
+
+def _object_b(index: int, item: Any) -> VendorObject:
+    item = _mapping(item)
+    points = _points(_mapping(item.get("geometry")).get("coordinates"))
+    if len(points) < 2:
+        raise PhotoRejected("bad_coordinates", f"{len(points)} points do not span a box")
+    return _object(index, points, _mapping(item.get("properties")))
+
+
+def _object(index: int, points: list[tuple[float, float]], properties: dict[str, Any]) -> VendorObject:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    content, content_zh = _contents(properties)
+    return VendorObject(index, (min(xs), min(ys), max(xs), max(ys)), content, content_zh)
+
+
+def _contents(properties: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """(English, Chinese) texts; flat properties count as the language whose label key they hold."""
+    if "content" in properties or "contentZh" in properties:
+        return _texts(properties.get("content")), _texts(properties.get("contentZh"))
+    texts = _texts(properties)
+    return (texts if LABEL_KEY_EN in texts else {}), (texts if LABEL_KEY_ZH in texts else {})
+
+
+def _texts(data: Any) -> dict[str, str]:
+    """The non-empty texts of a content block; the vendor writes some values as lists of texts."""
+    if not isinstance(data, dict):
+        return {}
+    joined = {key: _text(value) for key, value in data.items()}
+    return {key: value for key, value in joined.items() if value}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(text for text in map(_text, value) if text)
+    return str(value).strip() if isinstance(value, str | int | float) else ""
+
+
+def _points(data: Any) -> list[tuple[float, float]]:
+    """Flat or once-nested list of [x, y]."""
+    if isinstance(data, list) and data and isinstance(data[0], list) and data[0] and isinstance(data[0][0], list):
+        data = data[0]
+    if not isinstance(data, list) or not all(_is_point(p) for p in data):
+        raise PhotoRejected("bad_coordinates", f"{str(data)[:80]} is not a list of [x, y] numbers")
+    return [(float(p[0]), float(p[1])) for p in data]
+
+
+def _is_point(data: Any) -> bool:
+    return isinstance(data, list) and len(data) >= 2 and _is_number(data[0]) and _is_number(data[1])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _mapping(data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise PhotoRejected("bad_object", f"expected a JSON object, found {type(data).__name__}")
+    return data

@@ -1,0 +1,58 @@
+"""Entry: vendor JSON and JPEG in, JSONL records, resized images and a reject report out.
+
+Whole by default; as an array with `--shard I/N` (I from 0) for each task, then once `--merge N`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from bbu.config.load import load_config
+from bbu.conversion.shards import convert_shard, merge_shards
+from bbu.errors import ConfigError, run_entry
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and convert; raises DataError when too much had to be rejected."""
+    args = _parser().parse_args(argv)
+    config = load_config(args.config, overrides=args.set, use_new=args.use_new_config).data
+    if args.shard is not None:
+        print(f"wrote {convert_shard(config, *_shard(args.shard))}")
+        return 0
+    if args.merge is None:
+        convert_shard(config, 0, 1)
+    summary = merge_shards(config, args.merge or 1)
+    for name, count in summary["written"].items():
+        print(f"{config.data_root}/{name}: {count} records")
+    print(f"photos rejected: {summary['photos']['rejected'] or 'none'}")
+    print(f"objects rejected: {summary['objects']['rejected'] or 'none'}, clipped: {summary['objects']['clipped']}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bbu.convert", description=__doc__)
+    parser.add_argument("--config", required=True, help="a name under configs/ or a path")
+    parser.add_argument("--use-new-config", action="store_true", help="read the config in its five-section form")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one config key")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--shard", metavar="I/N", help="convert shard I (from 0) of N only; merge later")
+    part.add_argument("--merge", type=_positive, metavar="N", help="merge N finished shards")
+    return parser
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--shard {text}: write I/N with I from 0 to N-1, such as 0/8")
+    return int(match[1]), int(match[2])
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of shards")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_entry(main)

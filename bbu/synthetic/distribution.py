@@ -1,0 +1,162 @@
+"""What the published data looks like in numbers, and random rooms drawn from it.
+
+Real data: 391 photos, 1,917 objects, median 4 a photo, 99th percentile 19, at most 26; resized sizes mostly
+532x728, 420x896, 420x924; square root of the box area 11 px at the 1st percentile, 67 median, 527 at the 99th.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+from bbu.schema import Box
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One class: the vendor's texts in both languages, its count in the real data, its typical size.
+
+    `side`: median square root of the box area in px at full size; `spread`: sigma of its logarithm;
+    `aspect`: width over height; `has_status`: whether it is connected rightly or wrongly.
+    """
+
+    key: str
+    label_en: str
+    label_zh: str
+    count: int
+    side: float
+    spread: float
+    aspect: float
+    has_status: bool
+
+
+def _connection(key: str, name_zh: str, count: int, aspect: float) -> Kind:
+    zh = f"连接点（螺丝）/{name_zh}"
+    return Kind(key, f"connection_point/{key}", zh, count, 43.5, 0.63, aspect, True)
+
+
+def _large(key: str, label_en: str, label_zh: str, count: int, aspect: float) -> Kind:
+    return Kind(key, label_en, label_zh, count, 226.0, 0.45, aspect, False)
+
+
+KINDS = (
+    _connection("install_screw", "BBU安装螺丝", 582, 1.0),
+    _connection("cpri_connection", "CPRI光缆和BBU连接点", 457, 0.7),
+    _large("huawei", "bbu_brand/huawei", "BBU品牌/华为", 299, 2.6),
+    _large("not_full", "cabinet_space/not_full", "机柜空间/非满载", 137, 1.2),
+    _large("full", "cabinet_space/full", "机柜空间/满载", 111, 1.2),
+    _connection("ground_bar_screw", "地排处螺丝", 89, 1.6),
+    _connection("ground_wire_end", "BBU接地线机柜接地端", 87, 0.8),
+    _connection("odf_connection", "BBU尾纤和ODF连接点", 58, 1.3),
+    _large("zte", "bbu_brand/zte", "BBU品牌/中兴", 51, 2.6),
+    _large("shield_missing", "wind_shield/not_installed", "挡风板/未安装", 46, 3.0),
+)
+WRONG_SHARE = 0.2
+"""Share of connections that are wrongly made; the published counts do not say."""
+
+
+
+@dataclass(frozen=True)
+class PhotoSize:
+    """(width, height) resized and as photographed, in px; `weight`: photos of this size in the real data.
+
+    The published sizes beyond the first are "420x896, 420x924 …"; the rest of the 391 is shared among them.
+    """
+
+    resized: tuple[int, int]
+    source: tuple[int, int]
+    weight: int
+
+
+SIZES = {
+    "full": (
+        PhotoSize((532, 728), (3024, 4032), 213),
+        PhotoSize((420, 896), (2160, 4560), 100),
+        PhotoSize((420, 924), (2160, 4800), 78),
+    ),
+    "small": (
+        PhotoSize((140, 196), (140, 196), 213),
+        PhotoSize((112, 224), (112, 224), 100),
+        PhotoSize((112, 252), (112, 252), 78),
+    ),
+}
+"""Full size: phone photos of 10 to 12 megapixels, resized under 401,408 pixels. Small: under 28,224."""
+COUNT_QUANTILES = ((0.0, 1), (0.25, 2), (0.5, 4), (0.75, 6), (0.9, 9), (0.99, 19), (1.0, 26))
+"""(share of photos, objects): the inverse distribution function of objects per photo."""
+SMALL_COUNT_LIMIT = 6
+SMALL_LEAST_SIDE = 12.0
+"""Shortest side of a part in a small photo, in px; smaller ones show nothing."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a room. `box`: (x1, y1, x2, y2) in resized pixels; `correct` None without a status."""
+
+    kind: Kind
+    box: Box
+    correct: bool | None
+
+
+    def scaled(self, size: PhotoSize) -> Box:
+        """The box in pixels of the photographed picture."""
+        sx, sy = size.source[0] / size.resized[0], size.source[1] / size.resized[1]
+        x1, y1, x2, y2 = self.box
+        return round(x1 * sx, 2), round(y1 * sy, 2), round(x2 * sx, 2), round(y2 * sy, 2)
+
+
+@dataclass(frozen=True)
+class Room:
+    """A room before it is drawn: its picture's size and its parts, big ones first."""
+
+    size: PhotoSize
+    parts: tuple[Part, ...]
+
+
+def draw_room(random: Random, size: str) -> Room:
+    """Draw one room's layout; `size` is "full" or "small"."""
+    sizes = SIZES[size]
+    photo = random.choices(sizes, [choice.weight for choice in sizes])[0]
+    kinds = random.choices(KINDS, [kind.count for kind in KINDS], k=object_count(random, size))
+    parts: list[Part] = []
+    for kind in sorted(kinds, key=lambda kind: -kind.side):
+        box = _place(random, kind, photo.resized, size, [part.box for part in parts])
+        if box is not None:
+            parts.append(Part(kind, box, random.random() >= WRONG_SHARE if kind.has_status else None))
+    return Room(photo, tuple(parts))
+
+
+def object_count(random: Random, size: str) -> int:
+    """Objects in one photo, by the published quantiles, linear between them."""
+    share = random.random()
+    (p0, n0), (p1, n1) = next(pair for pair in pairwise(COUNT_QUANTILES) if share <= pair[1][0])
+    count = round(n0 + (n1 - n0) * (share - p0) / (p1 - p0))
+    return min(count, SMALL_COUNT_LIMIT) if size == "small" else count
+
+
+def _place(random: Random, kind: Kind, room: tuple[int, int], size: str, taken: list[Box]) -> Box | None:
+    """A free spot, shrinking a little with each failed try; None when the room is full."""
+    scale = room[0] / (532 if size == "full" else 532 * 0.6)
+    side = kind.side * scale * math.exp(random.gauss(0, kind.spread))
+    aspect = kind.aspect * math.exp(random.gauss(0, 0.12))
+    for attempt in range(80):
+        side_now = side * 0.97**attempt
+        if size == "small":
+            side_now = max(side_now, SMALL_LEAST_SIDE * math.sqrt(max(aspect, 1 / aspect)))
+        box = _spot(random, side_now, aspect, room)
+        if not any(_overlap(box, other) for other in taken):
+            return box
+    return None
+
+
+def _spot(random: Random, side: float, aspect: float, room: tuple[int, int]) -> Box:
+    width = min(side * math.sqrt(aspect), room[0] * 0.96)
+    height = min(side / math.sqrt(aspect), room[1] * 0.96)
+    x = random.uniform(0, room[0] - width)
+    y = random.uniform(0, room[1] - height)
+    return x, y, x + width, y + height
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,187 @@
+"""Conversion end to end on synthetic rooms: what is kept, what is rejected, and that bytes never depend on how."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bbu import convert
+from bbu.config.domains import DataConfig
+from bbu.config.load import load_config
+from bbu.conversion.shards import SHARD_FOLDER, convert_shard, merge_shards
+from bbu.conversion.split import site_of
+from bbu.errors import ConfigError, DataError
+from bbu.schema import read_records
+from bbu.synthetic.rooms import write_rooms
+
+PHOTOS = 24
+
+
+@pytest.fixture(scope="module")
+def vendor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rooms") / "vendor"
+    write_rooms(folder, PHOTOS, "small", seed=0)
+    return folder
+
+
+def config_for(vendor: Path, root: Path, **changes: object) -> DataConfig:
+    data = load_config("smoke").data
+    return dataclasses.replace(data, vendor_dir=str(vendor), data_root=str(root), convert_processes=1, **changes)
+
+
+def digest(root: Path) -> dict[str, str]:
+    """SHA-256 of every published file."""
+    files = (p for p in sorted(root.rglob("*")) if p.is_file() and SHARD_FOLDER not in p.parts)
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def convert_whole(config: DataConfig, shards: int = 1) -> dict:
+    for shard in range(shards):
+        convert_shard(config, shard, shards)
+    return merge_shards(config, shards)
+
+
+def test_every_usable_photo_is_kept_and_every_broken_one_has_a_reason(vendor: Path, tmp_path: Path) -> None:
+    summary = convert_whole(config_for(vendor, tmp_path))
+    assert summary["photos"]["rejected"] == {"broken_json": 1, "undecodable_image": 1}
+    assert summary["written"]["train.jsonl"] + summary["written"]["val.jsonl"] == PHOTOS
+    assert summary["photos"]["dialects"] == {"A": PHOTOS // 2, "B": PHOTOS // 2}
+    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(reject["reason"] and reject["detail"] for reject in rejects)
+    assert len(rejects) == 2 + sum(summary["objects"]["rejected"].values())
+
+
+def test_empty_photo_is_kept_as_a_negative(vendor: Path, tmp_path: Path) -> None:
+    convert_whole(config_for(vendor, tmp_path))
+    records = [r for name in ("train", "val") for r in read_records(tmp_path / f"{name}.jsonl")]
+    assert any(not r.student.objects and r.student.images[0].endswith("S000-00003.jpeg") for r in records)
+
+
+def test_negatives_are_left_out_where_the_config_says_so(vendor: Path, tmp_path: Path) -> None:
+    convert_whole(config_for(vendor, tmp_path, keep_negatives=False))
+    assert all(r.student.objects for r in read_records(tmp_path / "train.jsonl"))
+
+
+@pytest.mark.parametrize("shards", [3, 8])
+def test_any_number_of_shards_gives_the_same_bytes(vendor: Path, tmp_path: Path, shards: int) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    convert_whole(config_for(vendor, whole))
+    summary = convert_whole(config_for(vendor, parts), shards)
+    assert digest(whole) == digest(parts)
+    assert len(digest(whole)) == PHOTOS + 5 and summary["written"]["val.jsonl"] > 0
+
+
+def test_processes_and_reruns_give_the_same_bytes(vendor: Path, tmp_path: Path) -> None:
+    config = config_for(vendor, tmp_path)
+    convert_whole(config)
+    before = digest(tmp_path)
+    convert_whole(dataclasses.replace(config, convert_processes=2))
+    assert digest(tmp_path) == before
+
+
+def test_no_site_is_in_both_splits(vendor: Path, tmp_path: Path) -> None:
+    config = config_for(vendor, tmp_path)
+    convert_whole(config)
+    train, val = (
+        {site_of(Path(r.student.images[0]).stem, config.site_pattern) for r in read_records(tmp_path / name)}
+        for name in ("train.jsonl", "val.jsonl")
+    )
+    assert train and val and not train & val
+
+
+def test_teachers_come_from_training_photos_only(vendor: Path, tmp_path: Path) -> None:
+    config = config_for(vendor, tmp_path)
+    convert_whole(config)
+    train = {r.student.images for r in read_records(tmp_path / "train.jsonl")}
+    teachers = [r.student for r in read_records(tmp_path / "teacher.jsonl")]
+    assert len(teachers) == config.teacher_pool_size
+    assert all(teacher.images in train and teacher.objects for teacher in teachers)
+
+
+def test_images_have_the_recorded_size_and_no_metadata(vendor: Path, tmp_path: Path) -> None:
+    config = config_for(vendor, tmp_path)
+    convert_whole(config)
+    for record in read_records(tmp_path / "train.jsonl"):
+        with Image.open(tmp_path / record.student.images[0]) as image:
+            assert image.size == (record.student.width, record.student.height)
+            assert not image.getexif() and "comment" not in image.info
+        assert b"Inventory Person" not in (tmp_path / record.student.images[0]).read_bytes()
+
+
+def test_dirt_does_not_move_a_box(tmp_path: Path) -> None:
+    """Rotation by EXIF, whichever frame the vendor annotated in, ends in the clean photo's boxes."""
+    found = {}
+    for dirt in (False, True):
+        vendor = tmp_path / f"vendor-{dirt}"
+        write_rooms(vendor, 48, "small", seed=2, dirt=dirt)
+        summary = convert_whole(config_for(vendor, tmp_path / f"data-{dirt}", val_ratio=0.0))
+        records = read_records(tmp_path / f"data-{dirt}" / "train.jsonl")
+        found[dirt] = {r.student.images[0]: r.student for r in records}
+    assert summary["photos"]["frames"]["stored"] > 0 and summary["objects"]["clipped"] > 0
+    moved = sum(
+        abs(a - b) > 1
+        for name, clean in found[False].items()
+        if not name.endswith("-00003.jpeg")
+        for one, other in zip(clean.objects, found[True][name].objects, strict=True)
+        for a, b in zip(one.bbox_2d, other.bbox_2d, strict=True)
+    )
+    assert moved <= summary["objects"]["clipped"]
+
+
+def test_english_labels_come_from_the_english_texts(vendor: Path, tmp_path: Path) -> None:
+    files = {"token_map_file": "token_map_en", "label_hierarchy_file": "hierarchy_en"}
+    summary = convert_whole(config_for(vendor, tmp_path, language="en", **files))
+    assert set(summary["objects"]["rejected"]) <= {"duplicate"}
+    assert any(label.startswith("screw_connection_point/bbu_install_screw/installed_") for label in labels(summary))
+
+
+def labels(summary: dict) -> list[str]:
+    return list(summary["objects"]["labels"])
+
+
+def test_response_types_choose_the_levels(vendor: Path, tmp_path: Path) -> None:
+    summary = convert_whole(config_for(vendor, tmp_path, response_types=["object_type"]))
+    assert "螺丝连接点" in labels(summary) and not any("/" in label for label in labels(summary))
+
+
+def test_too_many_rejected_photos_refuse_after_writing_everything(vendor: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 of 26 photos rejected"):
+        convert_whole(config_for(vendor, tmp_path, max_reject_share=0.05))
+    assert (tmp_path / "train.jsonl").is_file() and (tmp_path / "rejects.jsonl").is_file()
+
+
+def test_merge_names_the_missing_shards(vendor: Path, tmp_path: Path) -> None:
+    config = config_for(vendor, tmp_path)
+    convert_shard(config, 1, 3)
+    with pytest.raises(DataError, match=r"shards 0, 2 of 3 are missing"):
+        merge_shards(config, 3)
+
+
+def test_merge_refuses_shards_of_other_settings(vendor: Path, tmp_path: Path) -> None:
+    config = config_for(vendor, tmp_path)
+    convert_shard(config, 0, 1)
+    with pytest.raises(DataError, match="other settings"):
+        merge_shards(dataclasses.replace(config, jpeg_quality=50), 1)
+
+
+def test_entry_converts_as_an_array_with_a_merge(vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    common = ["--config", "smoke", "--set", f"vendor_dir={vendor}", "--set", f"data_root={tmp_path}"]
+    assert [convert.main([*common, "--shard", f"{i}/2"]) for i in range(2)] == [0, 0]
+    assert convert.main([*common, "--merge", "2"]) == 0
+    assert "'broken_json': 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shard", ["2/2", "x", "1", "-1/2"])
+def test_entry_refuses_a_shard_that_does_not_exist(shard: str) -> None:
+    with pytest.raises(ConfigError, match="write I/N"):
+        convert.main(["--config", "smoke", f"--shard={shard}"])
+
+
+def test_missing_vendor_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"bbu\.demo"):
+        convert_whole(config_for(tmp_path / "none", tmp_path / "data"))
