@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ class Prediction:
 def read_predictions(path: Path) -> list[Prediction]:
     """Read a predictions JSONL file; raises DataError naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); run the predictions first") from error
+        # Not splitlines(): a generated text may hold U+2028 and its like, which are no ends of a JSON line.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run the predictions again") from error
     return [_prediction(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -44,20 +46,31 @@ def _prediction(line: str, where: str) -> Prediction:
         return Prediction(
             image=data["image"],
             objects=objects,
-            scores=tuple(o.get("score") for o in data["objects"]),
+            scores=tuple(_score(o.get("score")) for o in data["objects"]),
             status=_status(data.get("status", "ok")),
             score_source=data.get("score_source"),
             width=data.get("width"),
             height=data.get("height"),
             rejected=dict(data.get("rejected") or {}),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{where}: no prediction record ({error!r}); predict this image again") from error
 
 
 def _box(numbers: Any) -> tuple[float, float, float, float]:
+    if not isinstance(numbers, list) or len(numbers) != 4:
+        raise ValueError(f"box {numbers!r} is not four numbers")
     x1, y1, x2, y2 = (float(n) for n in numbers)
+    # Written so that NaN fails too: pycocotools would score such boxes without a word.
+    if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):
+        raise ValueError(f"box {numbers!r} is empty, inverted or not finite")
     return x1, y1, x2, y2
+
+
+def _score(score: Any) -> float | None:
+    if score is not None and not math.isfinite(score):
+        raise ValueError(f"score {score!r} is not finite")
+    return score
 
 
 def _status(status: str) -> str:

@@ -62,6 +62,8 @@ def parse_answer(
     objects, rejected = _accept(values, width, height)
     if not walk.closed and text[walk.end :].strip() and len(values) == len(walk.values):
         rejected["incomplete" if not finished else "malformed"] += 1
+    if walk.closed and '"bbox_2d"' in text[walk.end :]:
+        rejected["after_the_list"] += text.count('"bbox_2d"', walk.end)
     return ParsedAnswer(objects, _status(walk.closed, finished, bool(objects)), dict(rejected))
 
 

@@ -20,7 +20,7 @@ from bbu.evaluation.detection import (
     summarise,
 )
 from bbu.evaluation.labels import score_labels
-from bbu.evaluation.predictions import Prediction, read_predictions
+from bbu.evaluation.predictions import Prediction
 from bbu.schema import BBUObject, View
 
 SCREW_OK, SCREW_BAD, CABLE = "螺丝连接点/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/连接错误", "线缆/光纤"
@@ -214,15 +214,3 @@ def test_labels_are_scored_by_level_with_confusion_and_support():
     screw, huawei = levels["status"]["per_class"]["连接正确"], levels["type"]["per_class"]["bbu基带处理单元"]
     assert (screw["support"], screw["predicted"], screw["precision"], screw["recall"]) == (2, 1, 1.0, 0.5)
     assert (huawei["support"], huawei["recall"]) == (1, 0.0)
-
-
-def test_a_predictions_file_is_read_and_a_bad_line_is_named(tmp_path):
-    path = tmp_path / "predictions.jsonl"
-    good = {"image": "a", "width": 10, "height": 20, "status": "ok", "score_source": None, "rejected": {"bad_box": 1},
-            "objects": [{"bbox_2d": [1, 2, 3, 4], "desc": "x", "score": None}], "text": "…"}  # fmt: skip
-    path.write_text(json.dumps(good) + "\n")
-    expected = Prediction("a", (BBUObject((1, 2, 3, 4), "x"),), (None,), "ok", None, 10, 20, {"bad_box": 1})
-    assert read_predictions(path) == [expected]
-    path.write_text(json.dumps(good) + "\n" + json.dumps(good | {"status": "fine"}) + "\n")
-    with pytest.raises(DataError, match=r"predictions\.jsonl:2: .*fine"):
-        read_predictions(path)

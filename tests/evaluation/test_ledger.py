@@ -71,6 +71,21 @@ def test_a_worker_taken_for_dead_cannot_renew_and_cannot_publish_over_its_succes
     assert ledger.result(KEYS[0]) == {"by": "quick"}
 
 
+def test_a_result_published_while_claiming_leaves_nothing_to_do(tmp_path):
+    class Overtaken(Ledger):
+        """Between the first look at the results and the link, the owner publishes."""
+
+        def _last_number(self, key: str) -> int:
+            assert owner.publish(held, {"f1": 1.0})
+            return super()._last_number(key)
+
+    owner = Ledger(tmp_path)
+    held = owner.claim(KEYS[0], {})
+    assert held is not None
+    assert Overtaken(tmp_path).claim(KEYS[0], {}) is None
+    assert owner.result(KEYS[0]) == {"f1": 1.0}
+
+
 def test_a_lost_reply_of_link_is_still_a_win(tmp_path, monkeypatch):
     real = os.link
 

@@ -79,6 +79,12 @@ def test_a_code_fence_and_words_around_the_list_do_no_harm():
     assert (answer.objects, answer.status) == (as_objects(OBJECTS), "ok")
 
 
+def test_objects_written_after_the_end_of_the_list_are_counted_not_used():
+    text = json.dumps(OBJECTS[:1]) + json.dumps(OBJECTS[:2])
+    answer = parse_answer(text, finished=True)
+    assert (answer.objects, answer.rejected) == (as_objects(OBJECTS[:1]), {"after_the_list": 2})
+
+
 @pytest.mark.parametrize("text", ["", "没有", "12", "{", "[{"])
 def test_text_without_objects_is_unparsed_when_finished_and_truncated_when_not(text: str):
     assert parse_answer(text, finished=True).status == "unparsed"
