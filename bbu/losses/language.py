@@ -1,7 +1,7 @@
 """The language loss: cross entropy on supervised answers, as sums, with teachers' and students' tokens apart.
 
-Nothing is averaged here. A mean over a micro-batch would make the gradient depend on how samples are spread over
-micro-batches, ranks and packs; sums divided once by the global token count do not.
+Nothing is averaged here. A mean over a micro-batch would make the gradient depend on how samples are spread
+over micro-batches, ranks and packs; sums divided once by the global token count do not.
 
 Shapes: B samples, S tokens of a sequence, T supervised tokens, H hidden width, V vocabulary.
 """
@@ -57,8 +57,8 @@ def find_supervision(
 ) -> Supervision:
     """Align labels to the positions that predict them.
 
-    labels: [B, S] int64, not shifted; `ignore_index` where unsupervised. The first token of a sequence has no
-        predecessor and is never supervised; in a pack the first token of each sample must be unsupervised too.
+    labels: [B, S] int64, not shifted; `ignore_index` where unsupervised. The first token of a sequence has
+        no predecessor and is never a target; in a pack the first token of each sample must be unsupervised.
     teacher_mask: [B, S] bool, tokens of teachers' answers.
     """
     supervised = labels[:, 1:] != ignore_index

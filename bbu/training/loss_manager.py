@@ -28,7 +28,7 @@ COUNTED_BY = {
 
 LANGUAGE = ("teacher_lm_loss", "student_lm_loss")
 AUX_SUFFIX = "_aux"
-"""A loss of an inner decoder layer is named as the last layer's, plus this and the layer: `bbox_l1_loss_aux0`."""
+"""A loss of an inner decoder layer has the last layer's name, plus this and the layer: `bbox_l1_loss_aux0`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class LossManager:
         for row, name in enumerate(self.names):
             if name in losses:
                 loss = losses[name]
-                self._window[row] += torch.stack([_double(loss.total), _double(loss.count)]).to(self._window.device)
+                self._window[row] += torch.stack([_double(loss.total), _double(loss.count)]).to(
+                    self._window.device
+                )
 
     def window_means(self) -> dict[str, float]:
         """Unweighted means over the window and all ranks; then the window starts anew. All ranks must call.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from bbu.losses.language import LanguageSums, find_supervision, language_sums
 
@@ -125,3 +126,31 @@ def test_a_broken_teacher_loss_does_not_reach_the_students_sum():
     states = torch.tensor([[[float("nan")] * 4, [0.0] * 4, [0.0] * 4]])
     found = language_sums(states, nn.Identity(), supervision)
     assert found.teacher_loss.isnan() and found.student_loss.isfinite()
+
+
+@pytest.mark.parametrize("chunk_size", [0, 2])
+def test_on_qwen_it_is_the_models_own_loss_times_its_tokens(chunk_size):
+    model = qwen()
+    ids = torch.randint(0, 64, (2, 10), generator=torch.Generator().manual_seed(0))
+    labels, mask = ids.clone(), torch.zeros_like(ids, dtype=torch.bool)
+    labels[:, :4], labels[0, 8:], mask[:, 4:6] = -100, -100, True
+    supervision = find_supervision(labels, mask)
+    states = model.model(input_ids=ids).last_hidden_state
+    found = language_sums(states, model.lm_head, supervision, chunk_size=chunk_size)
+    torch.testing.assert_close(found.loss / found.tokens, model(input_ids=ids, labels=labels).loss)
+    # The same positions as a mask for the model itself: logits [T, V] without the rest.
+    logits = model(input_ids=ids, logits_to_keep=supervision.positions).logits
+    torch.testing.assert_close(
+        cross_entropy(logits.view(-1, 64), supervision.targets, reduction="sum"), found.loss
+    )
+
+
+def qwen() -> Qwen2_5_VLForConditionalGeneration:
+    text = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    torch.manual_seed(0)
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))

@@ -63,7 +63,11 @@ def test_a_window_starts_anew_and_leaves_out_what_it_did_not_see():
 
 def test_the_objective_weighs_roles_and_the_head():
     losses = manager(detection=True)
-    parts = {**shard(LOSSES, slice(0, 7)), "bbox_l1_loss": loss_sum(8.0, 2), "bbox_l1_loss_aux0": loss_sum(4.0, 2)}
+    parts = {
+        **shard(LOSSES, slice(0, 7)),
+        "bbox_l1_loss": loss_sum(8.0, 2),
+        "bbox_l1_loss_aux0": loss_sum(4.0, 2),
+    }
     found = losses.objective(parts, {"lm_tokens": 7.0, "boxes": 2.0})
     assert float(found) == pytest.approx((0.5 * 5 + 23) / 7 + 0.1 * 5.0 * (8 / 2 + 0.5 * 4 / 2))
     losses.update(parts)
