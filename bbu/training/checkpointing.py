@@ -1,0 +1,279 @@
+"""Checkpoints that are whole or not there: written hidden, sealed by a manifest, published by a rename.
+
+Torch-free: what lies inside a checkpoint is the trainer's affair, that it is complete is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bbu.errors import CheckpointError
+from bbu.rundir import RunFolder, sync_folder, write_atomic
+
+MANIFEST = "MANIFEST.json"
+SAVING, DELETING, CORRUPT = ".saving-", ".deleting-", ".corrupt-"
+HASH_THREADS = 8  # hashlib releases the GIL; one thread reads at about 1 to 2 GB/s
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file of a checkpoint must be: size in bytes and SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record that makes a checkpoint: written last. `files` is keyed by path inside the folder."""
+
+    step: int
+    world_size: int
+    config_hash: str
+    image_digest: str | None
+    files: Mapping[str, FileEntry]
+
+    def dumps(self) -> str:
+        """JSON with a checksum of itself, since no other file vouches for this one."""
+        body = asdict(self)
+        return json.dumps(body | {"sha256": _digest_of(body)}, indent=1, sort_keys=True)  # no last newline: every byte counts
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read a checkpoint's manifest; raises CheckpointError if it is missing or damaged."""
+        try:
+            body = json.loads((folder / MANIFEST).read_bytes())
+            if body.pop("sha256") != _digest_of(body):
+                raise ValueError("checksum")
+            files = {name: FileEntry(**entry) for name, entry in body.pop("files").items()}
+            return cls(files=files, **body)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: no readable {MANIFEST} ({error.strerror}); not a checkpoint") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{folder}: {MANIFEST} is damaged; use another checkpoint") from error
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers. `barrier` returns once every rank has called it."""
+
+    rank: int
+    world_size: int
+    barrier: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint that verified."""
+
+    path: Path
+    manifest: Manifest
+
+
+def config_hash(flat: Mapping[str, Any]) -> str:
+    """SHA-256 of a flat config, whatever the order of its keys."""
+    return _digest_of(flat)
+
+
+@contextmanager
+def publishing(
+    run: RunFolder, step: int, ranks: Ranks, *, config_hash: str, image_digest: str | None
+) -> Iterator[Path]:
+    """Yield a hidden folder for all ranks to write into; on leaving the block it becomes `checkpoint-{step}`.
+
+    Collective. The folder yielded is itself named `checkpoint-{step}`, so that its parent serves a Trainer as
+    output folder. An exception in the block publishes nothing. When the block is left on any rank, the
+    checkpoint is published and on disk for all. Raises CheckpointError if the step is published already (ask
+    `is_published` first); a damaged one in the way is set aside.
+    """
+    blocked = is_published(run, step)
+    ranks.barrier()  # every rank has looked before rank 0 moves anything
+    if blocked:
+        raise CheckpointError(f"{run.checkpoint(step)}: published already, and never rewritten; choose another step")
+    staged = run.root / f"{SAVING}checkpoint-{step}" / f"checkpoint-{step}"
+    if ranks.rank == 0:
+        _prepare(run, step, staged)
+    ranks.barrier()
+    yield staged
+    ranks.barrier()  # all have written
+    sync_tree(staged)  # by every rank: dirty pages live on the node that wrote them
+    ranks.barrier()
+    if ranks.rank == 0:
+        _seal(staged, step, ranks.world_size, config_hash, image_digest)
+        _publish(staged, run.checkpoint(step))
+    ranks.barrier()  # a rank that left earlier could end the job under rank 0
+
+
+def is_published(run: RunFolder, step: int) -> bool:
+    """Whether `checkpoint-{step}` is there and verifies."""
+    try:
+        verify(run.checkpoint(step))
+    except CheckpointError:
+        return False
+    return True
+
+
+def verify(folder: Path) -> Manifest:
+    """Check every file of a checkpoint against its manifest, and that there is none besides.
+
+    Reads every byte. Raises CheckpointError with the first thing that is wrong.
+    """
+    manifest = verify_sizes(folder)
+    digests = _hash_files(folder, manifest.files)
+    for name, entry in manifest.files.items():
+        if digests[name] != entry.sha256:
+            raise CheckpointError(f"{folder}: {name} has changed since it was saved; use another checkpoint")
+    return manifest
+
+
+def verify_sizes(folder: Path) -> Manifest:
+    """The part of `verify` that costs no reading: manifest, names, sizes."""
+    manifest = Manifest.load(folder)
+    if folder.name != f"checkpoint-{manifest.step}":
+        raise CheckpointError(f"{folder}: its manifest says step {manifest.step}; the folder was renamed or mixed up")
+    found = _sizes(folder)
+    for name in sorted(found.keys() ^ manifest.files.keys()):
+        kind = "is missing" if name in manifest.files else "is not in the manifest"
+        raise CheckpointError(f"{folder}: {name} {kind}; use another checkpoint")
+    for name, entry in manifest.files.items():
+        if found[name] != entry.size:
+            raise CheckpointError(f"{folder}: {name} has {found[name]} bytes instead of {entry.size}; use another one")
+    return manifest
+
+
+def newest(run: RunFolder) -> Checkpoint | None:
+    """The checkpoint of the highest step that verifies, None where there are none; warns of each it passes over.
+
+    With several ranks call it on one and broadcast: it reads every byte. Raises CheckpointError if there are
+    checkpoints but none verifies, for starting over would silently lose them.
+    """
+    steps = run.steps()
+    for step in reversed(steps):
+        try:
+            return Checkpoint(run.checkpoint(step), verify(run.checkpoint(step)))
+        except CheckpointError as error:
+            logger.warning("passed over: %s", error)
+    if steps:
+        raise CheckpointError(f"{run.root}: none of {len(steps)} checkpoints verifies; move them away to start over")
+    return None
+
+
+def rotate(run: RunFolder, keep: int, held: Collection[int] = ()) -> list[int]:
+    """Delete what is older, by step, than the newest `keep` sound checkpoints; `held` steps stay. Rank 0 only.
+
+    `keep` 0 keeps all. Damaged checkpoints do not count as kept, so they never push out a good one. Returns
+    the deleted steps.
+    """
+    sound = [step for step in run.steps() if _is_sound(run.checkpoint(step))]
+    if keep == 0 or len(sound) <= keep:
+        return []
+    doomed = [step for step in run.steps() if step < sound[-keep] and step not in held]
+    for step in doomed:
+        _delete(run.checkpoint(step))
+    return doomed
+
+
+def clean_leftovers(run: RunFolder) -> list[Path]:
+    """Remove what crashed saves and deletions left. Rank 0 only, at start-up, by the holder of the lease."""
+    leftovers = [path for prefix in (SAVING, DELETING) for path in sorted(run.root.glob(f"{prefix}*"))]
+    for path in leftovers:
+        logger.warning("removing the leftover of an interrupted save or deletion: %s", path)
+        shutil.rmtree(path)
+    return leftovers
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file and folder below and including `folder`."""
+    for name in _sizes(folder):
+        descriptor = os.open(folder / name, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    for path in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+        sync_folder(path)
+
+
+def _prepare(run: RunFolder, step: int, staged: Path) -> None:
+    if run.checkpoint(step).exists():
+        _set_aside(run.checkpoint(step))
+    if staged.parent.exists():
+        shutil.rmtree(staged.parent)
+    staged.mkdir(parents=True)
+
+
+def _set_aside(damaged: Path) -> None:
+    """Hide a damaged checkpoint from readers without losing it; only the last one of a step is kept."""
+    aside = damaged.with_name(CORRUPT + damaged.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(damaged, aside)
+    logger.warning("%s is damaged and in the way; moved to %s, remove it at will", damaged, aside)
+
+
+def _seal(staged: Path, step: int, world_size: int, config_hash: str, image_digest: str | None) -> None:
+    sizes = _sizes(staged)
+    if not sizes:
+        raise CheckpointError(f"{staged}: nothing was saved for step {step}; nothing is published")
+    digests = _hash_files(staged, sizes)
+    files = {name: FileEntry(sizes[name], digests[name]) for name in sorted(sizes)}
+    manifest = Manifest(step, world_size, config_hash, image_digest, files)
+    write_atomic(staged / MANIFEST, manifest.dumps())
+
+
+def _publish(staged: Path, final: Path) -> None:
+    os.rename(staged, final)  # fails if something that is not empty is there
+    shutil.rmtree(staged.parent)
+    sync_folder(final.parent)
+
+
+def _delete(folder: Path) -> None:
+    """First out of sight, in one step, so that no reader meets half a checkpoint."""
+    doomed = folder.with_name(DELETING + folder.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        verify_sizes(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file below a checkpoint but its manifest, by relative path."""
+    sizes: dict[str, int] = {}
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path}: not a plain file; a checkpoint must hold its own bytes")
+        if path.is_file():
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    sizes.pop(MANIFEST, None)
+    return sizes
+
+
+def _hash_files(folder: Path, names: Collection[str]) -> dict[str, str]:
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        return dict(zip(names, pool.map(lambda name: _hash_file(folder / name), names), strict=True))
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,261 @@
+"""The checkpoint contract: whole or not there, whatever is broken, cut or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from bbu.errors import CheckpointError
+from bbu.rundir import RunFolder
+from bbu.training.checkpointing import (
+    MANIFEST,
+    Ranks,
+    clean_leftovers,
+    config_hash,
+    newest,
+    publishing,
+    rotate,
+    verify,
+)
+
+ALONE = Ranks(0, 1, lambda: None)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.of(tmp_path, "demo").create()
+
+
+def save(run: RunFolder, step: int, ranks: Ranks = ALONE) -> Path:
+    with publishing(run, step, ranks, config_hash="c0ffee", image_digest="sha256:1234") as folder:
+        (folder / "global_step").mkdir(exist_ok=True)
+        (folder / f"rng_state_{ranks.rank}.pth").write_bytes(f"rng {ranks.rank} of {step}".encode())
+        (folder / "global_step" / f"optim_{ranks.rank}.pt").write_bytes(bytes([ranks.rank, step % 256] * 500))
+        if ranks.rank == 0:
+            (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    return run.checkpoint(step)
+
+
+def hidden(run: RunFolder) -> list[str]:
+    return sorted(path.name for path in run.root.iterdir() if path.name.startswith("."))
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def edit_manifest(folder: Path, key: str, value: object) -> None:
+    body = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(body | {key: value}))
+
+
+CORRUPTIONS: dict[str, Callable[[Path], object]] = {
+    "weights cut by one byte": lambda f: truncate(f / "model.safetensors"),
+    "weights emptied": lambda f: (f / "model.safetensors").write_bytes(b""),
+    "weights with one bit flipped": lambda f: flip_a_byte(f / "model.safetensors"),
+    "weights grown": lambda f: (f / "model.safetensors").open("ab").write(b"x"),
+    "weights gone": lambda f: (f / "model.safetensors").unlink(),
+    "weights a folder": lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").mkdir()),
+    "weights a link": lambda f: (
+        shutil.move(f / "model.safetensors", f.parent / "moved"),
+        (f / "model.safetensors").symlink_to(f.parent / "moved"),
+    ),
+    "optimizer shard with one bit flipped": lambda f: flip_a_byte(f / "global_step" / "optim_0.pt"),
+    "optimizer folder gone": lambda f: shutil.rmtree(f / "global_step"),
+    "a file besides": lambda f: (f / "rng_state_1.pth").write_bytes(b"of another run"),
+    "two files swapped": lambda f: (
+        os.rename(f / "rng_state_0.pth", f / "t"),
+        os.rename(f / "global_step" / "optim_0.pt", f / "rng_state_0.pth"),
+        os.rename(f / "t", f / "global_step" / "optim_0.pt"),
+    ),
+    "manifest gone": lambda f: (f / MANIFEST).unlink(),
+    "manifest cut": lambda f: truncate(f / MANIFEST),
+    "manifest cut to half": lambda f: os.truncate(f / MANIFEST, (f / MANIFEST).stat().st_size // 2),
+    "manifest emptied": lambda f: (f / MANIFEST).write_bytes(b""),
+    "manifest with one bit flipped": lambda f: flip_a_byte(f / MANIFEST),
+    "manifest not an object": lambda f: (f / MANIFEST).write_text("[]"),
+    "manifest not text": lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe\x00"),
+    "manifest with another world size": lambda f: edit_manifest(f, "world_size", 8),
+    "manifest without files": lambda f: edit_manifest(f, "files", {}),
+    "another step's content": lambda f: (shutil.rmtree(f), shutil.copytree(f.parent / "checkpoint-10", f)),
+    "emptied": lambda f: (shutil.rmtree(f), f.mkdir()),
+}
+
+
+def test_a_manifest_names_every_file_and_where_it_came_from(run: RunFolder):
+    manifest = verify(save(run, 10))
+    assert (manifest.step, manifest.world_size) == (10, 1)
+    assert (manifest.config_hash, manifest.image_digest) == ("c0ffee", "sha256:1234")
+    assert sorted(manifest.files) == ["global_step/optim_0.pt", "model.safetensors", "rng_state_0.pth"]
+    assert manifest.files["model.safetensors"].size == 10240
+    assert hidden(run) == []
+
+
+@pytest.mark.parametrize("corrupt", CORRUPTIONS.values(), ids=CORRUPTIONS.keys())
+def test_a_reader_falls_back_from_a_damaged_checkpoint_and_says_so(run: RunFolder, corrupt, caplog):
+    save(run, 10)
+    corrupt(save(run, 20))
+    found = newest(run)
+    assert found is not None
+    assert found.path == run.checkpoint(10)
+    assert "passed over" in caplog.text
+    assert "checkpoint-20" in caplog.text
+
+
+@pytest.mark.parametrize("corrupt", CORRUPTIONS.values(), ids=CORRUPTIONS.keys())
+def test_training_on_from_the_fallback_sets_the_damaged_step_aside(run: RunFolder, corrupt):
+    save(run, 10)
+    corrupt(save(run, 20))
+    verify(save(run, 20))
+    assert hidden(run) == [".corrupt-checkpoint-20"]
+
+
+def test_steps_compare_as_numbers_and_mtime_means_nothing(run: RunFolder):
+    save(run, 100)
+    save(run, 9)
+    os.utime(run.checkpoint(100), (0, 0))
+    found = newest(run)
+    assert found is not None
+    assert found.manifest.step == 100
+
+
+def test_no_checkpoint_is_a_start_and_none_that_verifies_is_an_error(run: RunFolder):
+    assert newest(run) is None
+    truncate(save(run, 10) / "model.safetensors")
+    with pytest.raises(CheckpointError, match="none of 1 checkpoints verifies"):
+        newest(run)
+
+
+def test_a_published_step_is_never_rewritten(run: RunFolder):
+    before = {p: p.read_bytes() for p in save(run, 10).rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match="never rewritten"):
+        save(run, 10)
+    assert {p: p.read_bytes() for p in run.checkpoint(10).rglob("*") if p.is_file()} == before
+
+
+def test_an_error_while_saving_publishes_nothing_and_the_next_try_starts_clean(run: RunFolder):
+    with (
+        pytest.raises(OSError, match="disk full"),
+        publishing(run, 10, ALONE, config_hash="", image_digest=None) as folder,
+    ):
+        (folder / "stray.pt").write_bytes(b"half")
+        raise OSError("disk full")
+    assert newest(run) is None
+    assert "stray.pt" not in verify(save(run, 10)).files
+
+
+def test_a_save_of_nothing_is_refused(run: RunFolder):
+    with (
+        pytest.raises(CheckpointError, match="nothing was saved"),
+        publishing(run, 10, ALONE, config_hash="", image_digest=None),
+    ):
+        pass
+    assert newest(run) is None
+
+
+def test_all_ranks_write_one_checkpoint_and_leave_only_when_it_is_published(run: RunFolder):
+    barrier = threading.Barrier(4, timeout=30)
+
+    def one(rank: int) -> bool:
+        return (save(run, 10, Ranks(rank, 4, lambda: (barrier.wait(), None)[1])) / MANIFEST).exists()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, range(4))) == [True] * 4
+    manifest = verify(run.checkpoint(10))
+    assert manifest.world_size == 4
+    assert {f"rng_state_{rank}.pth" for rank in range(4)} <= manifest.files.keys()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from bbu.rundir import RunFolder
+import bbu.training.checkpointing as c
+
+def stop(*_):
+    print("here", flush=True)
+    sys.stdin.read()
+
+if sys.argv[2] != "writing":
+    original = getattr(c, sys.argv[2])
+    setattr(c, sys.argv[2], stop)
+ranks = c.Ranks(0, 1, lambda: None)
+with c.publishing(RunFolder(Path(sys.argv[1])), 20, ranks, config_hash="", image_digest=None) as folder:
+    (folder / "model.safetensors").write_bytes(bytes(5000))
+    if sys.argv[2] == "writing":
+        stop()
+"""
+
+
+@pytest.mark.parametrize("where", ["writing", "sync_tree", "_seal", "write_atomic", "_publish"])
+def test_a_process_killed_in_the_middle_of_a_save_leaves_the_former_checkpoint(run: RunFolder, where: str):
+    save(run, 10)
+    argv = [sys.executable, "-c", KILLED, str(run.root), where]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as saver:
+        assert saver.stdout is not None
+        assert saver.stdout.readline() == "here\n"
+        saver.kill()
+    assert run.steps() == [10]
+    found = newest(run)
+    assert found is not None
+    assert found.manifest.step == 10
+    assert [path.name for path in clean_leftovers(run)] == [".saving-checkpoint-20"]
+    assert hidden(run) == []
+    verify(save(run, 20))
+
+
+def test_rotation_goes_by_step_and_spares_what_is_held(run: RunFolder):
+    for step in (100, 9, 50, 20, 70):
+        save(run, step)
+    assert rotate(run, keep=2, held={20}) == [9, 50]
+    assert run.steps() == [20, 70, 100]
+    assert hidden(run) == []
+
+
+def test_rotation_never_counts_a_damaged_checkpoint_as_kept(run: RunFolder):
+    for step in (10, 20, 30):
+        save(run, step)
+    truncate(run.checkpoint(30) / "model.safetensors")
+    assert rotate(run, keep=1) == [10]
+    found = newest(run)
+    assert found is not None
+    assert found.manifest.step == 20
+
+
+def test_keep_zero_keeps_all(run: RunFolder):
+    for step in (1, 2, 3):
+        save(run, step)
+    assert rotate(run, keep=0) == []
+    assert run.steps() == [1, 2, 3]
+
+
+def test_a_deletion_cut_short_is_finished_at_the_next_start(run: RunFolder):
+    save(run, 10).rename(run.root / ".deleting-checkpoint-10")
+    save(run, 20)
+    clean_leftovers(run)
+    assert (run.steps(), hidden(run)) == ([20], [])
+
+
+def test_the_config_hash_ignores_order_and_sees_values():
+    assert config_hash({"a": 1, "b": [2]}) == config_hash({"b": [2], "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+
+
+def test_checkpointing_needs_no_torch():
+    code = "import bbu.training.checkpointing, bbu.training.preemption, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
