@@ -45,9 +45,12 @@ class Manifest:
     files: Mapping[str, FileEntry]
 
     def dumps(self) -> str:
-        """JSON with a checksum of itself, since no other file vouches for this one."""
+        """JSON with a checksum of itself, since no other file vouches for this one.
+
+        It has no last newline, so that losing its last byte shows.
+        """
         body = asdict(self)
-        return json.dumps(body | {"sha256": _digest_of(body)}, indent=1, sort_keys=True)  # no last newline: every byte counts
+        return json.dumps(body | {"sha256": _digest_of(body)}, indent=1, sort_keys=True)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
