@@ -40,6 +40,7 @@ install_apptainer() {
         download_newer_debs "$root.new/debs" apptainer/unstable libc6/trixie libseccomp2/trixie libsqlite3-0/trixie
         unpack_apptainer "$root.new" "$root"
         mv "$root.new" "$root"
+        "$root/usr/bin/apptainer" version >/dev/null || die "the unpacked Apptainer does not run; see above"
         say "installed Apptainer $("$root/usr/bin/apptainer" version) in $root"
     fi
     mkdir -p "$root/usr/var/lib/apptainer/mnt/session"

@@ -27,9 +27,7 @@ def enter(home: Path, command: str) -> str:
 
 
 @pytest.mark.parametrize("code", [0, 3, 75])
-def test_the_commands_exit_code_comes_back_through_srun(
-    cluster: Cluster, home: Path, env: dict, code: int
-) -> None:
+def test_the_commands_exit_code_comes_back_through_srun(cluster: Cluster, home: Path, env: dict, code: int) -> None:
     done = cluster.run(enter(home, f"python -c 'raise SystemExit({code})'"), env=env, check=False)
     assert done.returncode == code, done.stderr
 
@@ -60,9 +58,7 @@ def test_nothing_stays_mounted(cluster: Cluster, home: Path, env: dict) -> None:
     assert "bbu-image" not in Path("/proc/mounts").read_text()
 
 
-def test_a_dead_mount_of_a_killed_job_is_swept_up_by_the_next(
-    cluster: Cluster, home: Path, env: dict
-) -> None:
+def test_a_dead_mount_of_a_killed_job_is_swept_up_by_the_next(cluster: Cluster, home: Path, env: dict) -> None:
     killed = f"setsid {home}/slurm/container.sh python -c 'import os; os.killpg(0, 9)'"
     cluster.run(killed, env=env, check=False)
     assert "bbu-image" in Path("/proc/mounts").read_text()
@@ -96,9 +92,7 @@ def test_a_signalled_program_can_save_and_hand_back_its_code(
     assert "code 75" in output, output
 
 
-def test_without_the_shield_the_image_vanishes_under_the_program(
-    cluster: Cluster, home: Path, env: dict
-) -> None:
+def test_without_the_shield_the_image_vanishes_under_the_program(cluster: Cluster, home: Path, env: dict) -> None:
     output = survivors(cluster, home, env | {"BBU_SHIELD": "off"}, "USR2")
     assert "saved" not in output, output
     assert "code 135" in output, output  # 128 + SIGBUS

@@ -60,9 +60,7 @@ class Cluster:
         """A fresh copy of the working tree on the shared filesystem, owned by the user."""
         return copy_tree(self.shared, self.user)
 
-    def sbatch(
-        self, *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
-    ) -> str:
+    def sbatch(self, *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
         """Submit a batch job and return its id."""
         return self.run(["sbatch", "--parsable", *arguments], cwd=cwd, env=env).stdout.strip()
 

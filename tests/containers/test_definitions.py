@@ -16,8 +16,7 @@ REPO = Path(__file__).resolve().parents[2]
 CONTAINERS = REPO / "containers"
 DEFINITIONS = ["bbu.def", "bbu-cpu.def"]
 BASE = (
-    "nvidia/cuda:13.0.0-cudnn-devel-ubuntu24.04"
-    "@sha256:c2621d98e7de80c2aec5eb8403b19c67454c8f5b0c929e8588fd3563c9b6558d"
+    "nvidia/cuda:13.0.0-cudnn-devel-ubuntu24.04@sha256:c2621d98e7de80c2aec5eb8403b19c67454c8f5b0c929e8588fd3563c9b6558d"
 )
 
 
