@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.config.domains import DataConfig
 from bbu.data.chat import Chat, ChatBuilder, Turn, check_placeholders, format_answer, reading_order
@@ -35,7 +36,11 @@ class SampleBuilder:
     """Turns views into samples; holds everything that is the same for all of them."""
 
     def __init__(
-        self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, processor: BaseImageProcessor, prompt: Prompt
+        self,
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: Qwen2VLImageProcessorPil,
+        prompt: Prompt,
     ) -> None:
         self._root = Path(config.data_root)
         self._sort = config.object_order == "reading"
@@ -171,7 +176,7 @@ class BBUDataset(Dataset[Sample]):
 def load_dataset(
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
-    processor: BaseImageProcessor,
+    processor: Qwen2VLImageProcessorPil,
     *,
     split: Split,
     seed: int,

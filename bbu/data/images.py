@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
-from transformers import BaseImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.errors import DataError
 from bbu.resize import ResizePlan, smart_resize
@@ -37,9 +37,9 @@ def load_image(path: Path, name: str) -> Image.Image:
 class ImagePreparer:
     """Resizes by `bbu.resize` and normalises with the model's own image processor."""
 
-    def __init__(self, processor: BaseImageProcessor, min_pixels: int, max_pixels: int) -> None:
+    def __init__(self, processor: Qwen2VLImageProcessorPil, min_pixels: int, max_pixels: int) -> None:
         self._processor = processor
-        self.merge_size: int = processor.merge_size
+        self.merge_size = processor.merge_size
         self._limits = (min_pixels, max_pixels)
 
     def plan(self, width: int, height: int) -> ResizePlan:

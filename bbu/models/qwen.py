@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +31,7 @@ def load_model(
     """
     path = check_folder(folder)
     try:
-        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path,
             dtype=_DTYPES[config.torch_dtype],
             attn_implementation={
@@ -42,6 +43,7 @@ def load_model(
         )
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot load the model ({_first_line(error)}); check the folder") from error
+    model, report = loaded  # a pair because of output_loading_info
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelError(f"{path}: weights are incomplete, for example {names}; copy the model again")
@@ -90,7 +92,7 @@ def _prepare_for_training(
     # Both: Trainer only sets the outer one, the text model reads its own; a live cache makes packed samples
     # leak into each other under sdpa.
     model.config.use_cache = False
-    model.config.text_config.use_cache = False
+    model.config.get_text_config().use_cache = False
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": config.gradient_checkpointing_reentrant})
     return model

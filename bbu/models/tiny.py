@@ -66,7 +66,7 @@ def build_tiny_model(folder: str | Path, seed: int, corpus: Iterable[str] = CORP
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-    eos, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    eos, pad = _id(tokenizer, "<|im_end|>"), _id(tokenizer, "<|endoftext|>")
     model.generation_config = GenerationConfig(eos_token_id=[eos, pad], pad_token_id=pad, do_sample=False)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -85,15 +85,21 @@ def build_tokenizer(corpus: Iterable[str]) -> Qwen2Tokenizer:
     bpe = json.loads(trained.to_str())["model"]
     return Qwen2Tokenizer(
         vocab={token: i for token, i in bpe["vocab"].items() if token not in SPECIAL_TOKENS},
-        merges=[tuple(pair) for pair in bpe["merges"]],
+        merges=[tuple(pair) for pair in bpe["merges"]],  # pyright: ignore[reportArgumentType]  annotation says str
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS],
     )
 
 
+def _id(tokenizer: Qwen2Tokenizer, token: str) -> int:
+    index = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(index, int)
+    return index
+
+
 def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    ids = {token: _id(tokenizer, token) for token in SPECIAL_TOKENS}
     return Qwen2_5_VLConfig(
         text_config=_text_config(len(tokenizer), ids),
         vision_config=_vision_config(),
