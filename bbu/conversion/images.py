@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bbu.conversion.plan import QUARTER_TURNS
+from bbu.conversion.plan import upright_size
 from bbu.conversion.vendor import PhotoRejected
 from bbu.resize import ResizePlan
 
@@ -39,7 +39,7 @@ def write_resized(source: Path, target: Path, plan: ResizePlan, orientation: int
     JPEG's own scaling (`draft`) brings the picture near twice the target first, which is most of the speed;
     LANCZOS does the rest. Raises PhotoRejected for a file that does not decode to its end.
     """
-    size = (plan.height, plan.width) if orientation in QUARTER_TURNS else (plan.width, plan.height)
+    size = upright_size((plan.width, plan.height), orientation)  # a quarter turn is its own inverse here
     with _opened(source) as image:
         image.draft("RGB", (2 * size[0], 2 * size[1]))
         resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -59,8 +59,9 @@ def _publish(image: Image.Image, target: Path, quality: int) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
+    """A JPEG, or the first picture of a phone's multi-picture file, which Pillow opens as one."""
     try:
-        with Image.open(path, formats=["JPEG", "MPO"]) as image:
+        with Image.open(path, formats=["JPEG"]) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PhotoRejected("undecodable_image", str(error).replace(str(path), path.name)) from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from bbu.config.domains import DataConfig
 from bbu.conversion.labels import LabelRules
 from bbu.conversion.vendor import PhotoRejected, Reject, VendorObject, VendorPhoto
+from bbu.errors import DataError
 from bbu.resize import ResizePlan, smart_resize
 from bbu.schema import BBUObject, Box
 
@@ -34,18 +35,18 @@ def plan_photo(
 ) -> PhotoPlan:
     """Plan one photo. `stored`: (width, height) of the file's pixels before its EXIF orientation (1 to 8).
 
-    Raises PhotoRejected when the vendor's size fits the image in neither orientation.
+    Raises PhotoRejected when the vendor's size fits the image in neither orientation, or no resize fits.
     """
     frame = choose_frame(photo, stored, orientation)
-    upright = stored[::-1] if orientation in QUARTER_TURNS else stored
-    resize = smart_resize(*upright, config.min_pixels, config.max_pixels)
+    upright = upright_size(stored, orientation)
+    resize = _plan_resize(upright, config)
     objects: list[BBUObject] = []
     rejects = list(photo.rejects)
     clipped = 0
     for item in photo.objects:
         box = to_upright(item.box, stored, orientation) if frame == "stored" else item.box
         try:
-            inside = clip(box, *upright, config.min_visible_ratio)
+            inside = clip(box, upright, config.min_visible_ratio)
             planned = BBUObject(_resized(inside, resize, config.min_box_side), rules.describe(item))
             _check_new(planned, objects, config.remove_duplicates)
         except PhotoRejected as bad:
@@ -64,14 +65,19 @@ def choose_frame(photo: VendorPhoto, stored: tuple[int, int], orientation: int) 
     with one it is the reading under which the boxes lie inside the picture and "stored" is not.
     """
     vendor = (photo.width, photo.height)
-    upright = stored[::-1] if orientation in QUARTER_TURNS else stored
+    upright = upright_size(stored, orientation)
     if vendor == upright:
         return "upright"
-    if vendor != upright[::-1]:
+    if vendor != (upright[1], upright[0]):
         raise PhotoRejected("size_mismatch", f"JSON says {vendor[0]}x{vendor[1]}, the image is {upright}")
     if orientation not in QUARTER_TURNS:
         return "swapped"
     return "swapped" if _outside(photo.objects, stored) > _outside(photo.objects, upright) else "stored"
+
+
+def upright_size(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(width, height) after the EXIF orientation is applied."""
+    return (stored[1], stored[0]) if orientation in QUARTER_TURNS else stored
 
 
 def to_upright(box: Box, stored: tuple[int, int], orientation: int) -> Box:
@@ -89,9 +95,12 @@ def to_upright(box: Box, stored: tuple[int, int], orientation: int) -> Box:
     return x1, y1, x2, y2
 
 
-def clip(box: Box, width: int, height: int, min_visible_ratio: float) -> Box:
-    """Cut a box at the image border; PhotoRejected when it is empty or too little of it is inside."""
-    x1, y1, x2, y2 = box
+def clip(box: Box, size: tuple[int, int], min_visible_ratio: float) -> Box:
+    """Cut a box at the border of an image of `size` (width, height).
+
+    PhotoRejected when the box is empty or too little of it is inside.
+    """
+    (width, height), (x1, y1, x2, y2) = size, box
     area = (x2 - x1) * (y2 - y1)
     if area <= 0:
         raise PhotoRejected("empty_box", f"box {_show(box)} has no area")
@@ -100,6 +109,14 @@ def clip(box: Box, width: int, height: int, min_visible_ratio: float) -> Box:
     if visible <= 0 or visible < min_visible_ratio:
         raise PhotoRejected("mostly_outside", f"{visible:.0%} of box {_show(box)} is inside {width}x{height}")
     return cut
+
+
+def _plan_resize(upright: tuple[int, int], config: DataConfig) -> ResizePlan:
+    width, height = upright
+    try:
+        return smart_resize(width, height, config.min_pixels, config.max_pixels)
+    except DataError as error:
+        raise PhotoRejected("unusable_size", str(error)) from error
 
 
 def _resized(box: Box, resize: ResizePlan, min_side: float) -> Box:

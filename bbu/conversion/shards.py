@@ -37,10 +37,10 @@ from bbu.schema import View, dump_line, parse_record, view_to_dict
 
 SHARD_FOLDER = ".shards"
 CONVERSION_FIELDS = (
-    "min_pixels", "max_pixels", "jpeg_quality", "response_types", "token_map_file", "label_hierarchy_file",
-    "image_folder", "min_visible_ratio", "min_box_side", "remove_duplicates", "language",
+    "min_pixels", "max_pixels", "jpeg_quality", "image_folder", "min_visible_ratio", "min_box_side",
+    "remove_duplicates",
 )  # fmt: skip
-"""What a shard depends on; shards made under other settings are not merged."""
+"""What a shard depends on, besides the label rules; shards made under other settings are not merged."""
 
 Outcome = dict[str, Any]
 """One photo's result: name, view (None when quarantined), frame, clipped, dialect, rejects."""
@@ -98,9 +98,10 @@ def _map(work: partial[Outcome], names: list[str], config: DataConfig) -> list[O
 
 
 def fingerprint(config: DataConfig) -> str:
-    """Hash of the settings and of the photo list a shard was made from."""
+    """Hash of the settings, the label rules and the photo list a shard was made from."""
     settings = {name: getattr(config, name) for name in CONVERSION_FIELDS}
-    text = json.dumps([settings, _photo_names(config)], ensure_ascii=False, sort_keys=True)
+    facts = [settings, asdict(load_rules(config)), _photo_names(config)]
+    text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

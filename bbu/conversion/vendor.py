@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from bbu.schema import Box
 
@@ -114,11 +114,16 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _size(data: dict[str, Any]) -> tuple[int, int]:
     info = data.get("info")
-    sides = [info.get(key) for key in ("width", "height")] if isinstance(info, dict) else [None]
-    for side in sides:
-        if not _is_number(side) or side <= 0 or side != int(side):
-            raise PhotoRejected("missing_size", f"info.width and info.height must be whole pixels, not {sides}")
-    return int(sides[0]), int(sides[1])
+    if not isinstance(info, dict):
+        raise PhotoRejected("missing_size", "there is no 'info' with width and height")
+    return _side(info, "width"), _side(info, "height")
+
+
+def _side(info: dict[str, Any], key: str) -> int:
+    side = info.get(key)
+    if not _is_number(side) or side <= 0 or side != int(side):
+        raise PhotoRejected("missing_size", f"info.{key} must be a whole number of pixels, not {side!r}")
+    return int(side)
 
 
 def _items(data: dict[str, Any]) -> tuple[str, list[Any]]:
@@ -190,7 +195,7 @@ def _is_point(data: Any) -> bool:
     return isinstance(data, list) and len(data) >= 2 and _is_number(data[0]) and _is_number(data[1])
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

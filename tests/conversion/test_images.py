@@ -1,0 +1,73 @@
+"""Pixels: upright, resized, free of metadata, and never from a file that does not decode to its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops, ImageOps
+
+from bbu.conversion.images import read_frame, write_resized
+from bbu.conversion.vendor import PhotoRejected
+from bbu.resize import smart_resize
+
+
+def picture(path: Path, orientation: int, size: tuple[int, int] = (800, 600)) -> Path:
+    """A photo whose four corners differ, with EXIF, a comment and a thumbnail-sized secret."""
+    gradient = Image.merge("RGB", (Image.linear_gradient("L"), Image.radial_gradient("L"), Image.new("L", (256, 256))))
+    exif = Image.Exif()
+    exif[274], exif[315] = orientation, "Inventory Person"
+    gradient.resize(size).save(path, "JPEG", quality=95, exif=exif, comment=b"Inventory Comment")
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_written_image_is_upright_like_exif_transpose(tmp_path: Path, orientation: int) -> None:
+    source = picture(tmp_path / "p.jpeg", orientation)
+    stored, found = read_frame(source)
+    assert (stored, found) == ((800, 600), orientation)
+    with Image.open(source) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    plan = smart_resize(*upright.size, 784, 28224)
+    write_resized(source, tmp_path / "out" / "p.jpeg", plan, orientation, 95)
+    with Image.open(tmp_path / "out" / "p.jpeg") as written:
+        assert written.size == (plan.width, plan.height)
+        difference = ImageChops.difference(written, upright.resize(written.size, Image.Resampling.LANCZOS))
+    assert max(high for _, high in difference.getextrema()) < 16
+
+
+def test_nothing_personal_is_carried_over(tmp_path: Path) -> None:
+    source = picture(tmp_path / "p.jpeg", 1)
+    write_resized(source, tmp_path / "q.jpeg", smart_resize(800, 600, 784, 28224), 1, 95)
+    assert b"Inventory" in source.read_bytes() and b"Inventory" not in (tmp_path / "q.jpeg").read_bytes()
+    assert b"Exif" not in (tmp_path / "q.jpeg").read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
+def test_truncated_file_is_rejected_and_leaves_nothing(tmp_path: Path, kept: float) -> None:
+    source = picture(tmp_path / "p.jpeg", 1)
+    source.write_bytes(source.read_bytes()[: int(source.stat().st_size * kept)])
+    with pytest.raises(PhotoRejected) as caught:
+        read_frame(source)
+        write_resized(source, tmp_path / "out" / "p.jpeg", smart_resize(800, 600, 784, 28224), 1, 95)
+    assert caught.value.reason == "undecodable_image"
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_that_only_pretends_to_be_a_jpeg_is_rejected(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "p.jpeg", "PNG")
+    with pytest.raises(PhotoRejected):
+        read_frame(tmp_path / "p.jpeg")
+
+
+def test_orientation_outside_the_standard_counts_as_upright(tmp_path: Path) -> None:
+    assert read_frame(picture(tmp_path / "p.jpeg", 99))[1] == 1
+
+
+def test_first_picture_of_a_multi_picture_file_is_taken(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (280, 280), color) for color in ("red", "blue"))
+    first.save(tmp_path / "p.jpeg", "MPO", save_all=True, append_images=[second])
+    assert read_frame(tmp_path / "p.jpeg") == ((280, 280), 1)
+    write_resized(tmp_path / "p.jpeg", tmp_path / "q.jpeg", smart_resize(280, 280, 784, 28224), 1, 95)
+    with Image.open(tmp_path / "q.jpeg") as written:
+        assert written.convert("RGB").getpixel((80, 80)) == pytest.approx((254, 0, 0), abs=2)

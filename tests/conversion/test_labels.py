@@ -1,0 +1,93 @@
+"""Descriptions: renamed level by level, chosen by response types, filtered by the hierarchy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from bbu.config.domains import DataConfig
+from bbu.config.load import load_config
+from bbu.conversion.labels import load_rules
+from bbu.conversion.vendor import PhotoRejected, VendorObject
+from bbu.errors import BBUError
+
+
+def config(**changes: object) -> DataConfig:
+    return dataclasses.replace(load_config("smoke").data, **changes)
+
+
+def zh(label: str, **extra: str) -> VendorObject:
+    return VendorObject(0, (0, 0, 1, 1), {}, {"标签": label} | extra)
+
+
+@pytest.mark.parametrize(
+    ("label", "description"),
+    [
+        ("连接点（螺丝）/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/安装正确"),
+        ("BBU品牌/华为", "bbu基带处理单元/华为"),
+        ("标签", "标签贴纸"),
+        (" 机柜空间 / 满载 ", "机柜空间/满载"),
+    ],
+)
+def test_token_map_renames_every_level(label: str, description: str) -> None:
+    assert load_rules(config()).describe(zh(label)) == description
+
+
+def test_other_keys_are_extra_info_and_cannot_add_a_level() -> None:
+    assert load_rules(config()).describe(zh("线缆/光纤", 备注="松动/破损")) == "线缆/光纤/松动、破损"
+
+
+@pytest.mark.parametrize(
+    ("levels", "description"),
+    [
+        (["object_type"], "螺丝连接点"),
+        (["object_type", "property"], "螺丝连接点/BBU安装螺丝"),
+        (["object_type", "extra_info"], "螺丝连接点/安装正确"),
+    ],
+)
+def test_response_types_choose_the_levels(levels: list[str], description: str) -> None:
+    rules = load_rules(config(response_types=levels))
+    assert rules.describe(zh("连接点（螺丝）/BBU安装螺丝/连接正确")) == description
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("空调", "unknown_object_type"),
+        ("BBU品牌/诺基亚", "unknown_property"),
+        ("机柜空间", "unknown_property"),
+        ("//", "missing_label"),
+    ],
+)
+def test_label_outside_the_hierarchy_has_its_reason(label: str, reason: str) -> None:
+    with pytest.raises(PhotoRejected) as caught:
+        load_rules(config()).describe(zh(label))
+    assert caught.value.reason == reason
+
+
+def test_object_without_a_label_in_the_chosen_language_is_rejected() -> None:
+    with pytest.raises(PhotoRejected) as caught:
+        load_rules(config(language="en")).describe(zh("BBU品牌/华为"))
+    assert caught.value.reason == "missing_label"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_map_file": "nothing"}, "token_map_zh"),
+        ({"response_types": ["object_type", "colour"]}, "choose from object_type, property, extra_info"),
+        ({"response_types": ["property"]}, "object_type among them"),
+    ],
+)
+def test_bad_rules_say_what_would_be_right(changes: dict, message: str) -> None:
+    with pytest.raises(BBUError, match=message):
+        load_rules(config(**changes))
+
+
+@pytest.mark.parametrize(("key", "text"), [("token_map_file", "a: 1"), ("label_hierarchy_file", "a: b")])
+def test_wrong_value_in_a_label_file_is_refused(tmp_path: Path, key: str, text: str) -> None:
+    (tmp_path / "labels.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(BBUError, match="must"):
+        load_rules(config(**{key: str(tmp_path / "labels.yaml")}))

@@ -1,0 +1,103 @@
+"""Reading the vendor's JSON: both dialects, and a fixed reason for everything that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bbu.conversion.vendor import PhotoRejected, find_image, list_photos, read_photo
+
+INFO = {"width": 100, "height": 50, "depth": 3}
+LABEL = {"contentZh": {"标签": "BBU品牌/华为"}}
+
+
+def read(tmp_path: Path, data: Any):
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    (tmp_path / "p.json").write_text(text, encoding="utf-8")
+    return read_photo(tmp_path, "p")
+
+
+def dialect_b(coordinates: Any, properties: Any = LABEL) -> dict[str, Any]:
+    feature = {"geometry": {"type": "ExtentPolygon", "coordinates": coordinates}, "properties": properties}
+    return {"info": INFO, "statistcs": {"x": 1}, "markResult": {"type": "FeatureCollection", "features": [feature]}}
+
+
+@pytest.mark.parametrize("corners", [[[1, 2], [30, 40]], [[30, 40], [1, 2]], [[30, 2], [1, 40]]])
+def test_dialect_a_takes_opposite_corners_in_any_order(tmp_path: Path, corners: list) -> None:
+    photo = read(tmp_path, {"info": INFO, "dataList": [{"coordinates": corners, "properties": LABEL}]})
+    assert (photo.dialect, photo.width, photo.height) == ("A", 100, 50)
+    assert photo.objects[0].box == (1, 2, 30, 40)
+    assert photo.objects[0].content_zh == {"标签": "BBU品牌/华为"}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_dialect_b_takes_flat_and_nested_rings_of_floats(tmp_path: Path, nested: bool) -> None:
+    ring = [[1.5, 2], [30.25, 2], [30.25, 40], [1.5, 40], [1.5, 2]]
+    photo = read(tmp_path, dialect_b([ring] if nested else ring))
+    assert photo.dialect == "B" and photo.objects[0].box == (1.5, 2, 30.25, 40)
+
+
+def test_flat_properties_are_read_as_the_language_of_their_label_key(tmp_path: Path) -> None:
+    item = {"coordinates": [[0, 0], [9, 9]], "properties": {"标签": "线缆/光纤", "颜色": "黄"}}
+    photo = read(tmp_path, {"info": INFO, "dataList": [item]})
+    assert photo.objects[0].content_zh == {"标签": "线缆/光纤", "颜色": "黄"} and not photo.objects[0].content
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ('{"info": ', "broken_json"),
+        ("[]", "broken_json"),
+        ('{"info": {"width": NaN, "height": 5}, "dataList": []}', "non_finite_number"),
+        ({"dataList": []}, "missing_size"),
+        ({"info": {"width": 0, "height": 5}, "dataList": []}, "missing_size"),
+        ({"info": {"width": "9", "height": 5}, "dataList": []}, "missing_size"),
+        ({"info": INFO}, "unknown_dialect"),
+        ({"info": INFO, "dataList": {}}, "unknown_dialect"),
+        ({"info": INFO, "markResult": {"type": "FeatureCollection"}}, "unknown_dialect"),
+    ],
+)
+def test_unusable_file_is_rejected_with_its_reason(tmp_path: Path, data: Any, reason: str) -> None:
+    with pytest.raises(PhotoRejected) as caught:
+        read(tmp_path, data)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("bad", [None, [], [[1, 2]], [[1, "x"], [2, 3]], [[1, 1e999], [2, 3]], "1,2,3,4"])
+def test_bad_coordinates_reject_the_object_and_keep_the_photo(tmp_path: Path, bad: Any) -> None:
+    text = json.dumps(dialect_b(bad)).replace("Infinity", "1e999")
+    photo = read(tmp_path, text)
+    assert [(r.index, r.reason) for r in photo.rejects] == [(0, "bad_coordinates")] and not photo.objects
+
+
+def test_bad_object_keeps_its_neighbours(tmp_path: Path) -> None:
+    good = {"coordinates": [[0, 0], [9, 9]], "properties": LABEL}
+    photo = read(tmp_path, {"info": INFO, "dataList": ["junk", good, {"coordinates": [[0, 0], [1, 1]]}]})
+    assert [item.index for item in photo.objects] == [1]
+    assert [(r.index, r.reason) for r in photo.rejects] == [(0, "bad_object"), (2, "bad_object")]
+
+
+def test_photos_are_listed_sorted_whatever_half_of_the_pair_is_there(tmp_path: Path) -> None:
+    for name in ("b.json", "a.JPG", "sub/c.jpeg", "b.jpeg", "note.txt", ".hidden.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_photos(tmp_path) == ["a", "b", "sub/c"]
+    assert find_image(tmp_path, "a").name == "a.JPG"
+
+
+@pytest.mark.parametrize(("names", "reason"), [([], "missing_image"), (["p.jpg", "p.jpeg"], "ambiguous_image")])
+def test_photo_needs_exactly_one_image(tmp_path: Path, names: list[str], reason: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(PhotoRejected) as caught:
+        find_image(tmp_path, "p")
+    assert caught.value.reason == reason
+
+
+def test_image_without_json_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(PhotoRejected) as caught:
+        read_photo(tmp_path, "p")
+    assert caught.value.reason == "missing_json"
