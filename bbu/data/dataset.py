@@ -20,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from bbu.config.domains import DataConfig
 from bbu.data.chat import Chat, ChatBuilder, Turn, check_placeholders, format_answer, reading_order
-from bbu.data.images import ImagePreparer, Pixels, load_image
+from bbu.data.images import ImagePreparer, Pixels, load_image, read_size
 from bbu.data.prompts import Prompt, get_prompt
 from bbu.data.types import Role, Sample
 from bbu.errors import DataError
@@ -91,7 +91,7 @@ class SampleBuilder:
     def _size(self, name: str, view: View, index: int) -> tuple[int, int]:
         if index == 0 and view.width is not None and view.height is not None:
             return view.width, view.height
-        return load_image(self._root / view.images[index], name).size
+        return read_size(self._root / view.images[index], name)
 
     def _objects(self, name: str, view: View, plan: ResizePlan) -> tuple[BBUObject, ...]:
         """Objects in the pixels the model sees; a view's boxes belong to its first image."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.errors import DataError
@@ -25,11 +26,26 @@ class Pixels:
 
 def load_image(path: Path, name: str) -> Image.Image:
     """Decode a photo completely, upright and RGB; raises DataError naming sample and file."""
+    with _opened(path, name) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def read_size(path: Path, name: str) -> tuple[int, int]:
+    """(width, height) in pixels of the upright photo, from its header alone; raises DataError."""
+    with _opened(path, name) as image:
+        # Orientations 5 to 8 of the EXIF standard turn the photo by a quarter.
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[Image.Image]:
     if not path.is_file():
         raise DataError(f"{name}: no image {path}; convert again or correct data_root")
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            yield image
+    # What Pillow raises for damaged files, SyntaxError included.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: cannot decode {path} ({error}); replace the file and convert again") from error
 
