@@ -146,9 +146,14 @@ class Owner:
 
 
 def _place() -> str:
-    """Names one set of process ids: host, boot and pid namespace (a container may have its own)."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    """Names one set of process ids: host, boot and pid namespace (a container may have its own).
+
+    Without /proc it is the host alone; start times are then all empty, so that nobody there is taken for dead.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        return socket.gethostname()
+    return f"{socket.gethostname()} {boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _start_time(pid: int) -> str:
@@ -175,18 +180,21 @@ class Lease:
 
     @classmethod
     def take(cls, run: RunFolder, owner: Owner, timeout_s: float) -> Lease:
-        """Take the lease, or raise CheckpointError naming the holder.
+        """Take the lease, or raise CheckpointError naming the holder. One process per run: rank 0.
 
         It is free if there was none, it was given back, its holder is an earlier start of the same job or a
         dead process of this host, or it had no heartbeat for `timeout_s` seconds.
         """
         run.leases.mkdir(parents=True, exist_ok=True)
         last = _last_generation(run.leases)
-        if last:
-            _refuse_if_held(run, run.leases / str(last), owner, timeout_s)
         lease = cls(run.leases, last + 1, owner)
-        if not lease._link():
-            raise CheckpointError(f"{run.root}: another trainer has just taken this run folder; use another run_name")
+        try:
+            if last:
+                _refuse_if_held(run, run.leases / str(last), owner, timeout_s)
+            lease._link()
+        except (FileNotFoundError, FileExistsError) as error:  # removed, or linked, by one who was faster
+            text = f"{run.root}: another trainer has just taken this run folder; use another run_name"
+            raise CheckpointError(text) from error
         for old in range(1, last + 1):
             (run.leases / str(old)).unlink(missing_ok=True)
         return lease
@@ -206,18 +214,18 @@ class Lease:
         if _last_generation(self.path.parent) == self.generation:
             write_atomic(self.path, json.dumps({"released": True}))
 
-    def _link(self) -> bool:
-        """Make the generation's file complete or not at all; False if somebody was first."""
+    def _link(self) -> None:
+        """Make the generation's file, complete from the start; raises FileExistsError if somebody was first."""
         draft = self.path.parent / f".draft-{os.getpid()}-{socket.gethostname()}"
         write_atomic(draft, json.dumps({"released": False, **asdict(self.owner)}))
         try:
             os.link(draft, self.path)
-        except FileExistsError:
-            return False
         finally:
             draft.unlink()
+        if _last_generation(self.path.parent) != self.generation:  # our number was free only because it is history
+            self.path.unlink()
+            raise FileExistsError(self.path)
         sync_folder(self.path.parent)
-        return True
 
 
 def _last_generation(folder: Path) -> int:
@@ -238,9 +246,12 @@ def _refuse_if_held(run: RunFolder, path: Path, owner: Owner, timeout_s: float) 
 
 
 def _age(path: Path) -> float:
-    """Seconds since a file was touched, by the filesystem's clock: hosts disagree, the file server is one."""
-    with tempfile.TemporaryFile(dir=path.parent) as probe:
-        return os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime
+    """Seconds since a file was touched, by the filesystem's clock: hosts disagree, the file server is one.
+
+    Opened, not just looked up: NFS asks the server for an opened file's times, and else may answer from a cache.
+    """
+    with tempfile.TemporaryFile(dir=path.parent) as probe, path.open("rb") as file:
+        return os.fstat(probe.fileno()).st_mtime - os.fstat(file.fileno()).st_mtime
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bbu import rundir
 from bbu.errors import CheckpointError
 from bbu.rundir import Lease, Owner, RunFolder, held_lease, read_status, write_atomic, write_status
 
@@ -155,6 +156,18 @@ def test_of_many_contenders_for_a_stale_lease_exactly_one_wins(run: RunFolder):
     for process in crowd:
         process.communicate("end\n", timeout=30)
     assert sorted(outcomes) == ["lost"] * 5 + ["won"]
+
+
+def test_a_contender_with_an_outdated_view_cannot_slip_in_below_the_holder(run: RunFolder, monkeypatch):
+    Lease.take(run, owner("7"), timeout_s=60).release()
+    holder = Lease.take(run, owner("8"), timeout_s=60)
+    real = rundir._last_generation
+    views = iter([lambda folder: 0])  # what it saw before both others came
+    monkeypatch.setattr(rundir, "_last_generation", lambda folder: next(views, real)(folder))
+    with pytest.raises(CheckpointError, match="another trainer has just taken"):
+        Lease.take(run, owner("9"), timeout_s=60)
+    holder.check()
+    assert [path.name for path in run.leases.iterdir()] == [holder.path.name]
 
 
 def test_a_held_lease_beats_by_itself_and_is_given_back(run: RunFolder):

@@ -130,10 +130,13 @@ def is_published(run: RunFolder, step: int) -> bool:
 def verify(folder: Path) -> Manifest:
     """Check every file of a checkpoint against its manifest, and that there is none besides.
 
-    Reads every byte. Raises CheckpointError with the first thing that is wrong.
+    Reads every byte. Raises CheckpointError with the first thing that is wrong, an unreadable file included.
     """
     manifest = verify_sizes(folder)
-    digests = _hash_files(folder, manifest.files)
+    try:
+        digests = _hash_files(folder, manifest.files)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); use another checkpoint") from error
     for name, entry in manifest.files.items():
         if digests[name] != entry.sha256:
             raise CheckpointError(f"{folder}: {name} has changed since it was saved; use another checkpoint")

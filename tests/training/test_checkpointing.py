@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from bbu.errors import CheckpointError
 from bbu.rundir import RunFolder
+from bbu.training import checkpointing
 from bbu.training.checkpointing import (
     MANIFEST,
     Ranks,
@@ -75,6 +77,7 @@ CORRUPTIONS: dict[str, Callable[[Path], object]] = {
         shutil.move(f / "model.safetensors", f.parent / "moved"),
         (f / "model.safetensors").symlink_to(f.parent / "moved"),
     ),
+    "weights a pipe": lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")),
     "optimizer shard with one bit flipped": lambda f: flip_a_byte(f / "global_step" / "optim_0.pt"),
     "optimizer folder gone": lambda f: shutil.rmtree(f / "global_step"),
     "a file besides": lambda f: (f / "rng_state_1.pth").write_bytes(b"of another run"),
@@ -123,6 +126,22 @@ def test_training_on_from_the_fallback_sets_the_damaged_step_aside(run: RunFolde
     corrupt(save(run, 20))
     verify(save(run, 20))
     assert hidden(run) == [".corrupt-checkpoint-20"]
+
+
+def test_a_checkpoint_the_disk_cannot_read_is_passed_over(run: RunFolder, monkeypatch):
+    save(run, 10)
+    bad = save(run, 20) / "model.safetensors"
+    original = checkpointing._hash_file
+
+    def fail_on_bad(path: Path) -> str:
+        if path == bad:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return original(path)
+
+    monkeypatch.setattr(checkpointing, "_hash_file", fail_on_bad)
+    found = newest(run)
+    assert found is not None
+    assert found.path == run.checkpoint(10)
 
 
 def test_steps_compare_as_numbers_and_mtime_means_nothing(run: RunFolder):
