@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from bbu.conversion.plan import upright_size
-from bbu.conversion.vendor import PhotoRejected
+from bbu.conversion.vendor import Unusable
 from bbu.resize import ResizePlan
 
 ORIENTATION_TAG = 274
@@ -37,7 +37,7 @@ def write_resized(source: Path, target: Path, plan: ResizePlan, orientation: int
     """Decode all of `source`, turn it upright, resize it as planned, publish it as JPEG under `target`.
 
     JPEG's own scaling (`draft`) brings the picture near twice the target first, which is most of the speed;
-    LANCZOS does the rest. Raises PhotoRejected for a file that does not decode to its end.
+    LANCZOS does the rest. Raises Unusable for a file that does not decode to its end.
     """
     size = upright_size((plan.width, plan.height), orientation)  # a quarter turn is its own inverse here
     with _opened(source) as image:
@@ -64,4 +64,4 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path, formats=["JPEG"]) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PhotoRejected("undecodable_image", str(error).replace(str(path), path.name)) from error
+        raise Unusable("undecodable_image", str(error).replace(str(path), path.name)) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from bbu.config.domains import DataConfig
 from bbu.config.load import CONFIG_DIR, read_yaml, resolve_config_path
-from bbu.conversion.vendor import LABEL_KEY_EN, LABEL_KEY_ZH, PhotoRejected, VendorObject
+from bbu.conversion.vendor import LABEL_KEY_EN, LABEL_KEY_ZH, Unusable, VendorObject
 from bbu.errors import DataError
 
 LABELS_FOLDER = CONFIG_DIR / "labels"
@@ -27,12 +27,12 @@ class LabelRules:
     language: str
 
     def describe(self, item: VendorObject) -> str:
-        """`object_type/property/extra_info` of one object; PhotoRejected names why it has none."""
+        """`object_type/property/extra_info` of one object; Unusable names why it has none."""
         texts, label_key = (
             (item.content_zh, LABEL_KEY_ZH) if self.language == "zh" else (item.content, LABEL_KEY_EN)
         )
         if label_key not in texts:
-            raise PhotoRejected("missing_label", f"no text under {label_key!r} for language {self.language!r}")
+            raise Unusable("missing_label", f"no text under {label_key!r} for language {self.language!r}")
         levels = self._levels(texts, label_key)
         self._check(levels["object_type"], levels["property"])
         return "/".join(levels[level] for level in self.response_types if levels[level])
@@ -40,7 +40,7 @@ class LabelRules:
     def _levels(self, texts: dict[str, str], label_key: str) -> dict[str, str]:
         tokens = [self._rename(part) for part in texts[label_key].split("/") if part.strip()]
         if not tokens:
-            raise PhotoRejected("missing_label", f"{texts[label_key]!r} names nothing")
+            raise Unusable("missing_label", f"{texts[label_key]!r} names nothing")
         extras = tokens[2:] + [self._rename(text) for key, text in texts.items() if key != label_key]
         # A slash inside a text would read as one more level.
         extra_info = ",".join(text.replace("/", "、") for text in extras)
@@ -51,10 +51,10 @@ class LabelRules:
 
     def _check(self, object_type: str, prop: str) -> None:
         if object_type not in self.hierarchy:
-            raise PhotoRejected("unknown_object_type", f"{object_type!r} is not in the label hierarchy")
+            raise Unusable("unknown_object_type", f"{object_type!r} is not in the label hierarchy")
         allowed = self.hierarchy[object_type]
         if allowed and prop not in allowed:
-            raise PhotoRejected("unknown_property", f"{prop!r} is not a property of {object_type!r}")
+            raise Unusable("unknown_property", f"{prop!r} is not a property of {object_type!r}")
 
 
 def load_rules(config: DataConfig) -> LabelRules:

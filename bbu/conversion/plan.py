@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bbu.config.domains import DataConfig
 from bbu.conversion.labels import LabelRules
-from bbu.conversion.vendor import PhotoRejected, Reject, VendorObject, VendorPhoto
+from bbu.conversion.vendor import Reject, Unusable, VendorObject, VendorPhoto
 from bbu.errors import DataError
 from bbu.resize import ResizePlan, smart_resize
 from bbu.schema import BBUObject, Box
@@ -35,7 +35,7 @@ def plan_photo(
 ) -> PhotoPlan:
     """Plan one photo. `stored`: (width, height) of the file's pixels before its EXIF orientation (1 to 8).
 
-    Raises PhotoRejected when the vendor's size fits the image in neither orientation, or no resize fits.
+    Raises Unusable when the vendor's size fits the image in neither orientation, or no resize fits.
     """
     frame = choose_frame(photo, stored, orientation)
     upright = upright_size(stored, orientation)
@@ -49,7 +49,7 @@ def plan_photo(
             inside = clip(box, upright, config.min_visible_ratio)
             planned = BBUObject(_resized(inside, resize, config.min_box_side), rules.describe(item))
             _check_new(planned, objects, config.remove_duplicates)
-        except PhotoRejected as bad:
+        except Unusable as bad:
             rejects.append(Reject(photo.name, bad.reason, bad.detail, item.index))
         else:
             objects.append(planned)
@@ -69,7 +69,7 @@ def choose_frame(photo: VendorPhoto, stored: tuple[int, int], orientation: int) 
     if vendor == upright:
         return "upright"
     if vendor != (upright[1], upright[0]):
-        raise PhotoRejected("size_mismatch", f"JSON says {vendor[0]}x{vendor[1]}, the image is {upright}")
+        raise Unusable("size_mismatch", f"JSON says {vendor[0]}x{vendor[1]}, the image is {upright}")
     if orientation not in QUARTER_TURNS:
         return "swapped"
     return "swapped" if _outside(photo.objects, stored) > _outside(photo.objects, upright) else "stored"
@@ -98,16 +98,16 @@ def to_upright(box: Box, stored: tuple[int, int], orientation: int) -> Box:
 def clip(box: Box, size: tuple[int, int], min_visible_ratio: float) -> Box:
     """Cut a box at the border of an image of `size` (width, height).
 
-    PhotoRejected when the box is empty or too little of it is inside.
+    Unusable when the box is empty or too little of it is inside.
     """
     (width, height), (x1, y1, x2, y2) = size, box
     area = (x2 - x1) * (y2 - y1)
     if area <= 0:
-        raise PhotoRejected("empty_box", f"box {_show(box)} has no area")
+        raise Unusable("empty_box", f"box {_show(box)} has no area")
     cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     visible = max(cut[2] - cut[0], 0) * max(cut[3] - cut[1], 0) / area
     if visible <= 0 or visible < min_visible_ratio:
-        raise PhotoRejected("mostly_outside", f"{visible:.0%} of box {_show(box)} is inside {width}x{height}")
+        raise Unusable("mostly_outside", f"{visible:.0%} of box {_show(box)} is inside {width}x{height}")
     return cut
 
 
@@ -116,7 +116,7 @@ def _plan_resize(upright: tuple[int, int], config: DataConfig) -> ResizePlan:
     try:
         return smart_resize(width, height, config.min_pixels, config.max_pixels)
     except DataError as error:
-        raise PhotoRejected("unusable_size", str(error)) from error
+        raise Unusable("unusable_size", str(error)) from error
 
 
 def _resized(box: Box, resize: ResizePlan, min_side: float) -> Box:
@@ -137,7 +137,7 @@ def _widened(low: float, high: float, least: float, limit: int) -> tuple[float, 
 
 def _check_new(planned: BBUObject, earlier: Sequence[BBUObject], remove_duplicates: bool) -> None:
     if remove_duplicates and planned in earlier:
-        raise PhotoRejected("duplicate", f"{planned.desc} at {_show(planned.bbox_2d)} is there already")
+        raise Unusable("duplicate", f"{planned.desc} at {_show(planned.bbox_2d)} is there already")
 
 
 def _outside(objects: Sequence[VendorObject], size: tuple[int, int]) -> int:

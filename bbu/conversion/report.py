@@ -40,17 +40,29 @@ def summarise(outcomes: Sequence[Mapping[str, Any]], config: DataConfig) -> dict
 
 
 def check_rejects(summary: Mapping[str, Any], config: DataConfig) -> None:
-    """Raise DataError when more photos were rejected, or labels refused, than the config allows."""
-    photos, root = summary["photos"], config.data_root
-    rejected = sum(photos["rejected"].values())
-    if rejected > config.max_reject_share * photos["seen"]:
-        raise DataError(
-            f"{rejected} of {photos['seen']} photos rejected, over max_reject_share {config.max_reject_share}; "
-            f"see {root}/{REJECTS_FILE}, repair the files or raise the share"
-        )
-    unknown = sum(summary["objects"]["rejected"].get(reason, 0) for reason in LABEL_REASONS)
+    """Raise DataError when more photos or objects were rejected, or labels refused, than the config allows.
+
+    Duplicates and labels outside the hierarchy are no defects: they are filtered because the config says so.
+    """
+    photos, objects = summary["photos"], summary["objects"]
+    defects = {r: n for r, n in objects["rejected"].items() if r not in (*LABEL_REASONS, "duplicate")}
+    _check_share("photos", photos["rejected"], photos["seen"], config)
+    _check_share("objects", defects, objects["kept"] + sum(defects.values()), config)
+    unknown = sum(objects["rejected"].get(reason, 0) for reason in LABEL_REASONS)
     if unknown and config.unknown_label_policy == "refuse":
-        raise DataError(f"{unknown} objects have labels outside the hierarchy; see {root}/{REJECTS_FILE}")
+        raise DataError(
+            f"{unknown} objects have labels outside {config.label_hierarchy_file}; see "
+            f"{config.data_root}/{REJECTS_FILE}, add the labels or set unknown_label_policy to drop"
+        )
+
+
+def _check_share(what: str, reasons: Mapping[str, int], seen: int, config: DataConfig) -> None:
+    rejected = sum(reasons.values())
+    if rejected > config.max_reject_share * seen:
+        raise DataError(
+            f"{rejected} of {seen} {what} rejected {dict(reasons)}, over max_reject_share "
+            f"{config.max_reject_share}; see {config.data_root}/{REJECTS_FILE}, repair the files or raise the share"
+        )
 
 
 def dump_rejects(outcomes: Sequence[Mapping[str, Any]]) -> str:

@@ -31,7 +31,7 @@ from bbu.conversion.report import (
 )
 from bbu.conversion.split import site_of, val_sites
 from bbu.conversion.teachers import choose_teachers
-from bbu.conversion.vendor import PhotoRejected, Reject, find_image, list_photos, read_photo
+from bbu.conversion.vendor import Reject, Unusable, find_image, list_photos, read_photo
 from bbu.errors import DataError
 from bbu.schema import View, dump_line, parse_record, view_to_dict
 
@@ -56,7 +56,7 @@ def convert_photo(name: str, config: DataConfig, rules: LabelRules) -> Outcome:
         plan = plan_photo(photo, stored, orientation, rules, config)
         image = f"{config.image_folder}/{name}.jpeg"
         write_resized(source, Path(config.data_root) / image, plan.resize, orientation, config.jpeg_quality)
-    except PhotoRejected as bad:
+    except Unusable as bad:
         return {"name": name, "view": None, "rejects": [asdict(Reject(name, bad.reason, bad.detail))]}
     return _outcome(name, photo.dialect, image, plan)
 

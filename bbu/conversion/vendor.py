@@ -29,8 +29,8 @@ class Reject:
     index: int | None = None
 
 
-class PhotoRejected(Exception):
-    """A photo is quarantined; the conversion goes on. `reason` is a fixed word, `detail` is for people."""
+class Unusable(Exception):
+    """A photo or one of its objects is left out; the conversion goes on. `reason` is a fixed word."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -67,22 +67,22 @@ def list_photos(folder: Path) -> list[str]:
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The image beside a photo's JSON; PhotoRejected when there is none or more than one."""
+    """The image beside a photo's JSON; Unusable when there is none or more than one."""
     stem = folder / name
     names = {stem.name + suffix for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper())}
     found = sorted(p for p in stem.parent.iterdir() if p.name in names)
     if not found:
-        raise PhotoRejected("missing_image", f"no {name}.jpeg or .jpg beside the JSON")
+        raise Unusable("missing_image", f"no {name}.jpeg or .jpg beside the JSON")
     if len(found) > 1:
-        raise PhotoRejected("ambiguous_image", f"{' and '.join(p.name for p in found)} share one JSON")
+        raise Unusable("ambiguous_image", f"{' and '.join(p.name for p in found)} share one JSON")
     return found[0]
 
 
 def read_photo(folder: Path, name: str) -> VendorPhoto:
-    """Read one vendor JSON; raises PhotoRejected when the file as a whole cannot be used."""
+    """Read one vendor JSON; raises Unusable when the file as a whole cannot be used."""
     path = folder / f"{name}.json"
     if not path.is_file():
-        raise PhotoRejected("missing_json", "the image has no JSON beside it")
+        raise Unusable("missing_json", "the image has no JSON beside it")
     data = _load(path)
     width, height = _size(data)
     dialect, items = _items(data)
@@ -92,37 +92,37 @@ def read_photo(folder: Path, name: str) -> VendorPhoto:
     for index, item in enumerate(items):
         try:
             objects.append(read(index, item))
-        except PhotoRejected as bad:
+        except Unusable as bad:
             rejects.append(Reject(name, bad.reason, bad.detail, index))
     return VendorPhoto(name, width, height, dialect, tuple(objects), tuple(rejects))
 
 
 def _load(path: Path) -> dict[str, Any]:
     def refuse(constant: str) -> NoReturn:
-        raise PhotoRejected("non_finite_number", f"{constant} is not a JSON number")
+        raise Unusable("non_finite_number", f"{constant} is not a JSON number")
 
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise PhotoRejected("oversized_json", f"more than {MAX_JSON_BYTES} bytes")
+        raise Unusable("oversized_json", f"more than {MAX_JSON_BYTES} bytes")
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PhotoRejected("broken_json", str(error)) from error
+        raise Unusable("broken_json", str(error)) from error
     if not isinstance(data, dict):
-        raise PhotoRejected("broken_json", f"top level is {type(data).__name__}, not an object")
+        raise Unusable("broken_json", f"top level is {type(data).__name__}, not an object")
     return data
 
 
 def _size(data: dict[str, Any]) -> tuple[int, int]:
     info = data.get("info")
     if not isinstance(info, dict):
-        raise PhotoRejected("missing_size", "there is no 'info' with width and height")
+        raise Unusable("missing_size", "there is no 'info' with width and height")
     return _side(info, "width"), _side(info, "height")
 
 
 def _side(info: dict[str, Any], key: str) -> int:
     side = info.get(key)
     if not _is_number(side) or side <= 0 or side != int(side):
-        raise PhotoRejected("missing_size", f"info.{key} must be a whole number of pixels, not {side!r}")
+        raise Unusable("missing_size", f"info.{key} must be a whole number of pixels, not {side!r}")
     return int(side)
 
 
@@ -132,9 +132,9 @@ def _items(data: dict[str, Any]) -> tuple[str, list[Any]]:
     elif isinstance(data.get("markResult"), dict):
         dialect, items = "B", data["markResult"].get("features")
     else:
-        raise PhotoRejected("unknown_dialect", "neither 'dataList' nor 'markResult' is there")
+        raise Unusable("unknown_dialect", "neither 'dataList' nor 'markResult' is there")
     if not isinstance(items, list):
-        raise PhotoRejected("unknown_dialect", f"dialect {dialect}: the annotations are not a list")
+        raise Unusable("unknown_dialect", f"dialect {dialect}: the annotations are not a list")
     return dialect, items
 
 
@@ -142,7 +142,7 @@ def _object_a(index: int, item: Any) -> VendorObject:
     item = _mapping(item)
     points = _points(item.get("coordinates"))
     if len(points) != 2:
-        raise PhotoRejected("bad_coordinates", f"{len(points)} points where two opposite corners belong")
+        raise Unusable("bad_coordinates", f"{len(points)} points where two opposite corners belong")
     return _object(index, points, _mapping(item.get("properties")))
 
 
@@ -150,7 +150,7 @@ def _object_b(index: int, item: Any) -> VendorObject:
     item = _mapping(item)
     points = _points(_mapping(item.get("geometry")).get("coordinates"))
     if len(points) < 2:
-        raise PhotoRejected("bad_coordinates", f"{len(points)} points do not span a box")
+        raise Unusable("bad_coordinates", f"{len(points)} points do not span a box")
     return _object(index, points, _mapping(item.get("properties")))
 
 
@@ -187,7 +187,7 @@ def _points(data: Any) -> list[tuple[float, float]]:
     if isinstance(data, list) and data and isinstance(data[0], list) and data[0] and isinstance(data[0][0], list):
         data = data[0]
     if not isinstance(data, list) or not all(_is_point(p) for p in data):
-        raise PhotoRejected("bad_coordinates", f"{str(data)[:80]} is not a list of [x, y] numbers")
+        raise Unusable("bad_coordinates", f"{str(data)[:80]} is not a list of [x, y] numbers")
     return [(float(p[0]), float(p[1])) for p in data]
 
 
@@ -201,5 +201,5 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 def _mapping(data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise PhotoRejected("bad_object", f"expected a JSON object, found {type(data).__name__}")
+        raise Unusable("bad_object", f"expected a JSON object, found {type(data).__name__}")
     return data

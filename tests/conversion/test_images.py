@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageChops, ImageOps
 
 from bbu.conversion.images import read_frame, write_resized
-from bbu.conversion.vendor import PhotoRejected
+from bbu.conversion.vendor import Unusable
 from bbu.resize import smart_resize
 
 
@@ -47,7 +47,7 @@ def test_nothing_personal_is_carried_over(tmp_path: Path) -> None:
 def test_truncated_file_is_rejected_and_leaves_nothing(tmp_path: Path, kept: float) -> None:
     source = picture(tmp_path / "p.jpeg", 1)
     source.write_bytes(source.read_bytes()[: int(source.stat().st_size * kept)])
-    with pytest.raises(PhotoRejected) as caught:
+    with pytest.raises(Unusable) as caught:
         read_frame(source)
         write_resized(source, tmp_path / "out" / "p.jpeg", smart_resize(800, 600, 784, 28224), 1, 95)
     assert caught.value.reason == "undecodable_image"
@@ -56,7 +56,7 @@ def test_truncated_file_is_rejected_and_leaves_nothing(tmp_path: Path, kept: flo
 
 def test_file_that_only_pretends_to_be_a_jpeg_is_rejected(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "p.jpeg", "PNG")
-    with pytest.raises(PhotoRejected):
+    with pytest.raises(Unusable):
         read_frame(tmp_path / "p.jpeg")
 
 

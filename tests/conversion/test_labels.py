@@ -10,7 +10,7 @@ import pytest
 from bbu.config.domains import DataConfig
 from bbu.config.load import load_config
 from bbu.conversion.labels import load_rules
-from bbu.conversion.vendor import PhotoRejected, VendorObject
+from bbu.conversion.vendor import Unusable, VendorObject
 from bbu.errors import BBUError
 
 
@@ -62,13 +62,13 @@ def test_response_types_choose_the_levels(levels: list[str], description: str) -
     ],
 )
 def test_label_outside_the_hierarchy_has_its_reason(label: str, reason: str) -> None:
-    with pytest.raises(PhotoRejected) as caught:
+    with pytest.raises(Unusable) as caught:
         load_rules(config()).describe(zh(label))
     assert caught.value.reason == reason
 
 
 def test_object_without_a_label_in_the_chosen_language_is_rejected() -> None:
-    with pytest.raises(PhotoRejected) as caught:
+    with pytest.raises(Unusable) as caught:
         load_rules(config(language="en")).describe(zh("BBU品牌/华为"))
     assert caught.value.reason == "missing_label"
 

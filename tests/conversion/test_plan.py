@@ -12,7 +12,7 @@ from bbu.config.load import load_config
 from bbu.conversion.images import TRANSPOSES
 from bbu.conversion.labels import load_rules
 from bbu.conversion.plan import PhotoPlan, choose_frame, plan_photo, to_upright
-from bbu.conversion.vendor import PhotoRejected, VendorObject, VendorPhoto
+from bbu.conversion.vendor import Unusable, VendorObject, VendorPhoto
 from bbu.schema import Box
 
 
@@ -50,7 +50,7 @@ def test_frame_is_chosen_by_exact_match(vendor, orientation, box, frame) -> None
 
 
 def test_size_that_fits_neither_way_is_rejected() -> None:
-    with pytest.raises(PhotoRejected) as caught:
+    with pytest.raises(Unusable) as caught:
         choose_frame(photo((61, 40)), (60, 40), 1)
     assert caught.value.reason == "size_mismatch"
 
@@ -63,7 +63,7 @@ def test_stored_box_turns_with_the_pixels(orientation: int) -> None:
 
 
 def test_too_elongated_picture_is_rejected_and_not_a_crash() -> None:
-    with pytest.raises(PhotoRejected) as caught:
+    with pytest.raises(Unusable) as caught:
         plan(stored=(3000, 10))
     assert caught.value.reason == "unusable_size"
 

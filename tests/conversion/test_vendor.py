@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bbu.conversion.vendor import PhotoRejected, find_image, list_photos, read_photo
+from bbu.conversion.vendor import Unusable, find_image, list_photos, read_photo
 
 INFO = {"width": 100, "height": 50, "depth": 3}
 LABEL = {"contentZh": {"标签": "BBU品牌/华为"}}
@@ -61,7 +61,7 @@ def test_flat_properties_are_read_as_the_language_of_their_label_key(tmp_path: P
     ],
 )
 def test_unusable_file_is_rejected_with_its_reason(tmp_path: Path, data: Any, reason: str) -> None:
-    with pytest.raises(PhotoRejected) as caught:
+    with pytest.raises(Unusable) as caught:
         read(tmp_path, data)
     assert caught.value.reason == reason
 
@@ -92,12 +92,12 @@ def test_photos_are_listed_sorted_whatever_half_of_the_pair_is_there(tmp_path: P
 def test_photo_needs_exactly_one_image(tmp_path: Path, names: list[str], reason: str) -> None:
     for name in names:
         (tmp_path / name).touch()
-    with pytest.raises(PhotoRejected) as caught:
+    with pytest.raises(Unusable) as caught:
         find_image(tmp_path, "p")
     assert caught.value.reason == reason
 
 
 def test_image_without_json_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(PhotoRejected) as caught:
+    with pytest.raises(Unusable) as caught:
         read_photo(tmp_path, "p")
     assert caught.value.reason == "missing_json"

@@ -100,3 +100,9 @@ def test_full_size_photo_is_a_phone_photo(tmp_path: Path) -> None:
     (name,) = write_rooms(tmp_path, 1, "full", 0, dirt=False)
     with Image.open(tmp_path / f"{name}.jpeg") as image:
         assert image.size[0] * image.size[1] > 9_000_000
+
+
+@pytest.mark.parametrize("photos", ["0", "-3", "many"])
+def test_demo_refuses_a_count_that_is_none(tmp_path: Path, photos: str) -> None:
+    with pytest.raises(SystemExit):
+        demo.main(["--out", str(tmp_path), f"--photos={photos}"])
