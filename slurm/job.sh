@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# What the sbatch templates share; sourced by them on the batch host, where Slurm's tools are. Needs bash alone.
+#
+#   BBU_HOME          the checkout (default: the folder sbatch was called in)
+#   BBU_MAX_RESTARTS  how often a job that stopped with its state saved is put back into the queue (20)
+# and those of container.sh: BBU_IMAGE, BBU_BINDS, BBU_SHIELD, BBU_NV.
+
+export BBU_HOME=${BBU_HOME:-$SLURM_SUBMIT_DIR}
+
+# run_tasks COMMAND...: the command in the container, one per task of the job; its code. The batch shell itself
+# must outlive the stop signals: it waits in the foreground, so the traps run once srun has ended.
+run_tasks() {
+    trap : USR1 USR2 TERM
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)${BBU_MASTER_SUFFIX:-}
+    # as bbu/jobs/task.py: below the ephemeral ports, another one after a restart
+    MASTER_PORT=$((20000 + (SLURM_JOB_ID + 7919 * ${SLURM_RESTART_COUNT:-0}) % 10000))
+    export MASTER_ADDR MASTER_PORT
+    srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+        bash "$BBU_HOME/slurm/task.sh" "$@"
+}
+
+# finish CODE: end the batch script with the code; 75 means that state is saved: put the job back, under a cap.
+finish() {
+    local restarts=${SLURM_RESTART_COUNT:-0} most=${BBU_MAX_RESTARTS:-20}
+    [ "$1" = 75 ] || exit "$1"
+    if [ "$restarts" -ge "$most" ]; then
+        echo "bbu: restarted $restarts times, the most allowed (BBU_MAX_RESTARTS); not requeued" >&2
+    elif scontrol requeue "$SLURM_JOB_ID"; then
+        echo "bbu: job $SLURM_JOB_ID saved its state and is requeued (restart $((restarts + 1)) of $most)" >&2
+    fi
+    exit 75
+}

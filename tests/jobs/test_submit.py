@@ -1,0 +1,91 @@
+"""`python -m bbu.submit`: which jobs a command line becomes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bbu.jobs.clusters import load_profile
+from bbu.jobs.spec import JobSpec
+from bbu.submit import main, parser, plan
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def planned(*argv: str, cluster: str = "test") -> dict[str, JobSpec]:
+    arguments = parser().parse_args([*argv, "--config", "smoke"])
+    return {job.name: job for job in plan(arguments, load_profile(cluster, {"BBU_IMAGE": "/image.sif"}))}
+
+
+def test_help_loads_neither_torch_nor_submitit():
+    code = (
+        "import runpy, sys\nsys.argv = ['submit', '--help']\n"
+        "try: runpy.run_module('bbu.submit', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'submitit') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n") and "--cluster" in done.stdout, done.stderr
+
+
+def test_train_is_the_default():
+    jobs = planned("--nodes", "2")
+    assert list(jobs) == ["train"]
+    assert jobs["train"].commands == (("-m", "bbu.train", "--config", "smoke"),)
+    assert (jobs["train"].nodes, jobs["train"].tasks_per_node) == (2, 1)
+
+
+def test_there_is_one_task_per_gpu():
+    job = planned("--gpus-per-node", "4")["train"]
+    assert (job.tasks_per_node, job.gpus_per_node) == (4, 4)
+
+
+def test_overrides_reach_every_stage():
+    jobs = planned("pipeline", "--set", "seed=7")
+    commands = [command for job in jobs.values() for command in job.commands]
+    assert all(command[4:6] == ("--set", "seed=7") for command in commands)
+
+
+def test_the_pipeline_goes_from_photos_to_scores():
+    jobs = planned("pipeline", "--nodes", "2")
+    waits = {name: job.after for name, job in jobs.items()}
+    assert waits == {"convert": (), "merge": ("convert",), "train": ("merge",), "eval": ("train",)}
+    shards = [command[-1] for command in jobs["convert"].commands]
+    assert shards == [f"{index}/8" for index in range(8)]
+    assert jobs["eval"].commands[0][-2] == "--pending"
+    assert Path(jobs["eval"].commands[0][-1]).name == "output-smoke"
+
+
+def test_on_one_machine_the_conversion_is_whole():
+    assert list(planned("pipeline", cluster="local")) == ["convert", "train", "eval"]
+
+
+def test_the_demo_comes_first_and_makes_only_what_is_missing(tmp_path: Path):
+    rooms = ["--set", f"vendor_dir={tmp_path}/rooms", "--set", f"model_path={tmp_path}"]
+    jobs = planned("pipeline", "--demo", *rooms)
+    assert jobs["demo"].commands == (("-m", "bbu.demo", "--out", f"{tmp_path}/rooms"),)
+    assert next(iter(jobs)) == "demo" and jobs["convert"].after == ("demo",)
+
+
+def test_a_dry_run_prints_and_submits_nothing(capsys: pytest.CaptureFixture[str]):
+    assert main(["--config", "smoke", "--dry-run", "--cluster", "local"]) == 0
+    assert "-m bbu.train --config smoke" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config", "no_such"], "no_such"),
+        (["--config", "smoke", "--cluster", "no_such"], "no cluster profile"),
+        (["--config", "smoke", "--set", "sed=1"], "sed"),
+        (["--config", "smoke", "--nodes", "0"], "nodes is 0"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused_in_one_line(argv: list[str], message: str):
+    line = [sys.executable, "-m", "bbu.submit", *argv, "--dry-run"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
