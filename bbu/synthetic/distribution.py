@@ -18,7 +18,7 @@ from bbu.schema import Box
 class Kind:
     """One class: the vendor's texts in both languages, its count in the real data, its typical size.
 
-    `side`: median square root of the box area in px at full size; `spread`: sigma of its logarithm;
+    `side`: median square root of the box area in px at full size, before crowding; `spread`: sigma of its log;
     `aspect`: width over height; `has_status`: whether it is connected rightly or wrongly.
     """
 
@@ -34,11 +34,11 @@ class Kind:
 
 def _connection(key: str, name_zh: str, count: int, aspect: float) -> Kind:
     zh = f"连接点（螺丝）/{name_zh}"
-    return Kind(key, f"connection_point/{key}", zh, count, 43.5, 0.63, aspect, True)
+    return Kind(key, f"connection_point/{key}", zh, count, 56.0, 0.62, aspect, True)
 
 
 def _large(key: str, label_en: str, label_zh: str, count: int, aspect: float) -> Kind:
-    return Kind(key, label_en, label_zh, count, 226.0, 0.45, aspect, False)
+    return Kind(key, label_en, label_zh, count, 275.0, 0.66, aspect, False)
 
 
 KINDS = (
@@ -86,8 +86,8 @@ SIZES = {
 COUNT_QUANTILES = ((0.0, 1), (0.25, 2), (0.5, 4), (0.75, 6), (0.9, 9), (0.99, 19), (1.0, 26))
 """(share of photos, objects): the inverse distribution function of objects per photo."""
 SMALL_COUNT_LIMIT = 6
-SMALL_LEAST_SIDE = 12.0
-"""Shortest side of a part in a small photo, in px; smaller ones show nothing."""
+LEAST_SIDE = {"full": 8.0, "small": 12.0}
+"""Shortest side of a part in resized px; in a small photo smaller ones show nothing."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,13 @@ def object_count(random: Random, size: str) -> int:
 
 
 def _place(random: Random, kind: Kind, room: tuple[int, int], size: str, taken: list[Box]) -> Box | None:
-    """A free spot, shrinking a little with each failed try; None when the room is full."""
+    """A free spot, shrinking with each failed try, slowly first; None when the room is full."""
     scale = room[0] / (532 if size == "full" else 532 * 0.6)
     side = kind.side * scale * math.exp(random.gauss(0, kind.spread))
     aspect = kind.aspect * math.exp(random.gauss(0, 0.12))
-    for attempt in range(80):
-        side_now = side * 0.97**attempt
-        if size == "small":
-            side_now = max(side_now, SMALL_LEAST_SIDE * math.sqrt(max(aspect, 1 / aspect)))
+    for attempt in range(120):
+        side_now = side * 0.99 ** min(attempt, 60) * 0.95 ** max(attempt - 60, 0)
+        side_now = max(side_now, LEAST_SIDE[size] * math.sqrt(max(aspect, 1 / aspect)))
         box = _spot(random, side_now, aspect, room)
         if not any(_overlap(box, other) for other in taken):
             return box

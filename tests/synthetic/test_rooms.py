@@ -14,7 +14,7 @@ from PIL import Image
 from bbu import demo
 from bbu.errors import DataError
 from bbu.resize import smart_resize
-from bbu.synthetic.distribution import KINDS, SIZES, draw_room
+from bbu.synthetic.distribution import KINDS, SIZES, draw_room, object_count
 from bbu.synthetic.drawing import PAINTERS
 from bbu.synthetic.rooms import write_rooms
 
@@ -36,15 +36,20 @@ def test_a_bigger_set_begins_with_the_smaller_one(tmp_path: Path) -> None:
         assert (tmp_path / "few" / f"{name}.jpeg").read_bytes() == (tmp_path / "many" / f"{name}.jpeg").read_bytes()
 
 
-def test_full_size_follows_the_published_distribution() -> None:
+def test_objects_per_photo_follow_the_published_quantiles() -> None:
+    random = Random("test")
+    counts = sorted(object_count(random, "full") for _ in range(20_000))
+    assert statistics.median(counts) == 4 and counts[-1] == 26 and 18 <= counts[19_800] <= 20
+
+
+def test_box_sizes_follow_the_published_quantiles() -> None:
     rooms = [draw_room(Random(f"test:{i}"), "full") for i in range(600)]
-    counts = sorted(len(room.parts) for room in rooms)
     sides = sorted(
         ((p.box[2] - p.box[0]) * (p.box[3] - p.box[1])) ** 0.5 for room in rooms for p in room.parts
     )
-    assert statistics.median(counts) == 4 and counts[-1] <= 26 and 14 <= counts[int(0.99 * len(counts))] <= 24
-    assert 45 <= statistics.median(sides) <= 90
-    assert 7 <= sides[len(sides) // 100] <= 18 and 330 <= sides[-len(sides) // 100] <= 600
+    assert sum(len(room.parts) for room in rooms) / len(rooms) == pytest.approx(1917 / 391, abs=0.4)
+    assert 60 <= statistics.median(sides) <= 74
+    assert 8 <= sides[len(sides) // 100] <= 14 and 460 <= sides[-len(sides) // 100] <= 590
 
 
 def test_classes_follow_the_published_counts() -> None:
