@@ -93,6 +93,7 @@ def new_folder(spec: JobSpec, profile: ClusterProfile) -> Path:
     """A folder of its own per submission: submitit names files by job id, and process ids come again."""
     root = Path(profile.work_folder).absolute()
     root.mkdir(parents=True, exist_ok=True)
+    (root / ".gitignore").write_text("*\n")  # it may lie in the checkout
     folder = Path(tempfile.mkdtemp(prefix=f"{time.strftime('%Y%m%d-%H%M%S')}-{spec.name}-", dir=root))
     folder.chmod(0o755)
     return folder
