@@ -125,7 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         print(dry_run(specs, profile, HOME))
         return 0
-    return ending(submit(specs, profile, HOME, tell))
+    try:
+        return ending(submit(specs, profile, HOME, tell))
+    except KeyboardInterrupt:
+        tell("stopped; the same command goes on from what is saved")
+        return 130
 
 
 def tell(text: str) -> None:

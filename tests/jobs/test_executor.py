@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -101,3 +105,23 @@ def test_a_job_cannot_wait_for_one_that_does_not_come_before_it(profile: Cluster
 def test_a_job_that_could_never_run_is_refused(change: dict):
     with pytest.raises(JobError):
         job(*change.pop("programs", ("pass",)), **change)
+
+
+def test_ctrl_c_lets_the_job_save_before_it_is_raised(profile: ClusterProfile, tmp_path: Path):
+    program = (
+        "import os, pathlib, signal, sys, time\n"
+        f"def save(*args): pathlib.Path('{tmp_path}/saved').touch(); sys.exit(75)\n"
+        f"signal.signal(signal.SIGTERM, save); pathlib.Path('{tmp_path}/ready').touch(); time.sleep(60)"
+    )
+    interrupt = threading.Thread(target=interrupt_when, args=(tmp_path / "ready",))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(profile, job(program))
+    interrupt.join()
+    assert (tmp_path / "saved").exists()
+
+
+def interrupt_when(ready: Path) -> None:
+    while not ready.exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
