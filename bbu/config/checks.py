@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from bbu.config.flat import DirectConfig
 from bbu.errors import ConfigError
@@ -81,6 +82,8 @@ def _rules(c: DirectConfig) -> list[tuple[bool, str]]:
         (train.max_steps <= 0 and train.num_train_epochs <= 0, "max_steps and num_train_epochs are both 0 or less"),
         (data.min_pixels > data.max_pixels, "min_pixels exceeds max_pixels"),
         (not 1 <= data.jpeg_quality <= 95, "jpeg_quality must be within 1..95"),
+        (Path(data.data_root).is_relative_to(data.vendor_dir),
+         "data_root lies inside vendor_dir, so converted photos would be read as vendor's; keep them apart"),
         (not data.response_types or any(t not in LEVELS for t in data.response_types),
          f"response_types must list some of {', '.join(LEVELS)}"),
         (_capture_groups(data.site_pattern) < 1, "site_pattern must be a regular expression with one group"),

@@ -41,9 +41,7 @@ class _Walk:
     closed: bool
 
 
-def parse_answer(
-    text: str, *, finished: bool, width: int | None = None, height: int | None = None
-) -> ParsedAnswer:
+def parse_answer(text: str, *, finished: bool, width: int | None = None, height: int | None = None) -> ParsedAnswer:
     """Read the objects of one generated answer.
 
     finished: the model ended the answer itself (EOS); False when generation hit its length limit.
@@ -119,9 +117,7 @@ def _repair(tail: str) -> list[Any]:
     return repaired if isinstance(repaired, list) else [repaired]
 
 
-def _accept(
-    values: list[Any], width: int | None, height: int | None
-) -> tuple[tuple[BBUObject, ...], Counter[str]]:
+def _accept(values: list[Any], width: int | None, height: int | None) -> tuple[tuple[BBUObject, ...], Counter[str]]:
     objects: list[BBUObject] = []
     rejected: Counter[str] = Counter()
     for value in values:

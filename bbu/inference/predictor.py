@@ -27,7 +27,8 @@ class AnswerPredictor:
 
     def __init__(self, folder: str | Path, model: ModelConfig, data: DataConfig, device: str = "cpu") -> None:
         self._config = model
-        self._model = load_model(folder, model, for_training=False).to(device).eval()  # pyright: ignore[reportArgumentType]
+        self._model = load_model(folder, model, for_training=False).eval()
+        torch.nn.Module.to(self._model, device)
         self._tokenizer = load_tokenizer(folder)
         prompt = get_prompt(data.language, data.eval_prompt)
         self._builder = SampleBuilder(data, self._tokenizer, load_image_processor(folder), prompt)
@@ -71,7 +72,8 @@ class AnswerPredictor:
 
     def _parse(self, ids: torch.Tensor, sample: Sample) -> ParsedAnswer:
         ends = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
-        finished = bool((ids == ends).any())
+        assert isinstance(ends, int)
+        finished = bool(torch.eq(ids, ends).any())
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
         assert isinstance(text, str)
         width, height = sample.image_size

@@ -93,7 +93,8 @@ def test_all_errors_come_at_once(tmp_path: Path):
     "override",
     ["bf16=false fp16=true torch_dtype=nope", "min_pixels=999999999", "jpeg_quality=100", "teacher_ratio=1.5",
      "site_pattern=(", "response_types=[colour]", "run_name=../x", "save_steps=0", "llm_lr=-1",
-     "detection_num_heads=7", "collator_type=packed", "no_such_key=1", "no_equals_sign"],
+     "detection_num_heads=7", "collator_type=packed", "no_such_key=1", "no_equals_sign",
+     "vendor_dir=ds data_root=ds/out"],
 )  # fmt: skip
 def test_values_and_combinations_that_cannot_work_are_refused(override: str):
     with pytest.raises(ConfigError):
