@@ -27,15 +27,6 @@ sources() {
 # key KIND: the hash of names and contents of all sources.
 key() { (cd "$here/.." && sources "$1" | xargs -d '\n' sha256sum | sha256sum | cut -c1-16); }
 
-# mirror: the Debian mirror this machine uses, in either of apt's formats; the public one where there is none.
-mirror() {
-    local found
-    found=$(awk '$1 == "URIs:" && /debian/ { print $2; exit }
-         $1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /:\/\/.*debian/) { print $i; exit } }' \
-        /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
-    echo "${found:-http://deb.debian.org/debian}"
-}
-
 # wheels FOLDER: everything in requirements-cpu.txt for the image's Python, by the host's pip and its settings.
 wheels() {
     local platforms=()
@@ -56,7 +47,7 @@ apptainer_build() {
     case $kind in
         cpu)
             wheels "$cache/wheels"
-            apptainer build "${args[@]}" --bind "$cache/wheels:/mnt/wheels:ro" --build-arg MIRROR="$(mirror)" \
+            apptainer build "${args[@]}" --bind "$cache/wheels:/mnt/wheels:ro" --build-arg MIRROR="$("$here/mirror.sh")" \
                 --build-arg KEY="$2" "$3" bbu-cpu.def
             ;;
         cuda)

@@ -51,7 +51,7 @@ install_apptainer() {
 download_newer_debs() {
     local folder=$1 mirror lists=$STATE/apt suite
     shift
-    mirror=$(debian_mirror)
+    mirror=$("$REPO/containers/mirror.sh")
     mkdir -p "$lists/partial"
     for suite in trixie unstable; do
         echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
@@ -62,13 +62,6 @@ download_newer_debs() {
         die "could not download $* from $mirror; see $LOGS/apt.log"
     cd "$REPO" || exit
     rm -rf "$lists" # 60 MB that nobody reads again
-}
-
-# debian_mirror: the first address of the machine's own apt sources, in either of apt's two formats.
-debian_mirror() {
-    awk '$1 == "URIs:" && /debian/ { print $2; exit }
-         $1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /:\/\/.*debian/) { print $i; exit } }' \
-        /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true
 }
 
 # unpack_apptainer FOLDER FINAL: lay the files out under FOLDER, which will be renamed to FINAL.
