@@ -58,7 +58,7 @@ class JobError(BBUError):
     exit_code = 7
 
 
-def run_entry(main: Callable[[], int | None]) -> None:
+def run_entry(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exit) -> None:
     """Run an entry point and leave the process: 0 or main's code, or one `error:` line per finding."""
     try:
         code = main()
@@ -66,4 +66,4 @@ def run_entry(main: Callable[[], int | None]) -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         code = error.exit_code
-    sys.exit(code or 0)
+    leave(code or 0)

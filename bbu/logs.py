@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ def set_up_logging(level: str, verbose: bool, rank: int = 0, folder: Path | None
     _replace_handlers(handlers, formatter)
     _set_levels(level, verbose)
     logging.captureWarnings(True)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of a tenth of a second, once for each rank
 
 
 def rank_of(environ: Mapping[str, str]) -> int:

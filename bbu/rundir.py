@@ -21,6 +21,8 @@ from typing import Any
 from bbu.errors import CheckpointError
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+RUN_CONFIG = "run_config.yaml"
+"""The resolved run config inside a checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,31 @@
-"""`python -m bbu.train --config NAME`: the training entry.
+"""`python -m bbu.train --config NAME`: train a run, or go on with it; as many ranks as the environment names.
 
-Only the checks stand so far: `--validate-only` and `--print-config`. Training itself is refused.
+Exit codes: 0 done; 75 stopped by USR1, USR2 or TERM with the state saved, the same command goes on; others: an
+error, told in one line.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import sys
 
 import yaml
 
 from bbu.config.arguments import add_config_arguments, config_from_arguments
-from bbu.errors import JobError, run_entry
+from bbu.config.flat import DirectConfig
+from bbu.errors import run_entry
+from bbu.logs import rank_of, set_up_logging
+from bbu.rundir import RunFolder
+
+logger = logging.getLogger("bbu.train")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bbu.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bbu.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_config_arguments(parser)
     parser.add_argument("--validate-only", action="store_true", help="check the config and stop")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
@@ -32,8 +42,39 @@ def main(argv: list[str] | None = None) -> int:
     if args.validate_only:
         print(f"{config.source}: valid, {len(config.as_flat())} keys")
         return 0
-    raise JobError("training is not built yet; --validate-only and --print-config work")
+    return train(config)
+
+
+def train(config: DirectConfig) -> int:
+    """Signal handlers first: a stop may come while the heavy imports are still going on."""
+    from bbu.training import preemption
+
+    stop = preemption.install()
+    infra = config.infrastructure
+    run = RunFolder.of(infra.output_root, infra.run_name)
+    set_up_logging(infra.log_level, infra.log_verbose, rank_of(os.environ), run.logs)
+
+    from bbu.training.coordinator import TrainingCoordinator
+
+    code = TrainingCoordinator(config, stop, os.environ, held=unscored).run()
+    logger.info("run folder: %s", run.root)
+    return code
+
+
+def unscored(run: RunFolder) -> list[int]:
+    """Steps that rotation must spare for the eval jobs."""
+    from bbu.evaluation.pending import unscored_steps
+
+    return unscored_steps(run)
+
+
+def leave(code: int) -> None:
+    """Without tearing down: a C++ thread of gloo or DeepSpeed now and then aborts an interpreter that is done."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    run_entry(main, leave)

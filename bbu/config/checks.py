@@ -49,6 +49,7 @@ NOT_NEGATIVE = (
     "convert_processes", "dataloader_num_workers", "detection_freeze_epochs", "detection_denoising_queries",
     "cpu_threads", "max_requeues",
 )  # fmt: skip
+EVAL_IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 LEVELS = ("object_type", "property", "extra_info")
 
 
@@ -87,6 +88,8 @@ def _rules(c: DirectConfig) -> list[tuple[bool, str]]:
         (not data.response_types or any(t not in LEVELS for t in data.response_types),
          f"response_types must list some of {', '.join(LEVELS)}"),
         (_capture_groups(data.site_pattern) < 1, "site_pattern must be a regular expression with one group"),
+        (round(train.eval_iou_threshold, 4) not in EVAL_IOUS,
+         "eval_iou_threshold must be one of 0.5, 0.55, … 0.95, COCO's thresholds"),
         (data.min_pixels < 28 * 28, "min_pixels is below one 28x28 token"),
         (data.collator_type == "packed" and train.per_device_train_batch_size != 1,
          "collator_type packed needs per_device_train_batch_size 1: one row is one packed sequence"),

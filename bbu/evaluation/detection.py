@@ -138,21 +138,35 @@ def count_matches(pairs: Sequence[Pairing], depth: int | None) -> Counts:
     return Counts(matched, predicted, np.array([len(p.truth) for p in pairs], dtype=np.int64))
 
 
-def matched_pairs(pairs: Sequence[Pairing]) -> list[tuple[str | None, str | None]]:
-    """(true desc, predicted desc) of boxes matched at IoU 0.5 without regard to labels.
+def matched_pairs(pairs: Sequence[Pairing], iou: float = 0.5) -> list[tuple[str | None, str | None]]:
+    """(true desc, predicted desc) of boxes matched at IoU `iou` without regard to labels.
 
     A missed object has None as its second, a spurious prediction None as its first.
     """
     evaluator = run_coco(pairs, 0, [_MORE_THAN_ANY_IMAGE])
     truth = [o.desc for p in pairs for o in p.truth]
     predicted = [o.desc for p in pairs for o in p.predicted]
+    row = threshold_index(iou)
     result: list[tuple[str | None, str | None]] = []
     for entry in _all_areas(evaluator):
-        for own, other in zip(entry["dtIds"], entry["dtMatches"][0], strict=True):
+        for own, other in zip(entry["dtIds"], entry["dtMatches"][row], strict=True):
             result.append((truth[int(other) - 1] if other else None, predicted[own - 1]))
-        missed = [g for g, d in zip(entry["gtIds"], entry["gtMatches"][0], strict=True) if not d]
+        missed = [g for g, d in zip(entry["gtIds"], entry["gtMatches"][row], strict=True) if not d]
         result += [(truth[g - 1], None) for g in missed]
     return result
+
+
+def threshold_index(iou: float) -> int:
+    """Row of a threshold in `Counts.matched`; `iou` is one of IOU_THRESHOLDS."""
+    (found,) = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou))
+    return int(found)
+
+
+def headline(counts: Counts, iou: float) -> dict[str, float]:
+    """`iou`, `precision`, `recall`, `f1` at one threshold."""
+    row = threshold_index(iou)
+    scores = f_scores(counts.matched[row].sum(), counts.predicted.sum(), counts.truth.sum())
+    return {"iou": iou} | {n: float(v) for n, v in zip(("precision", "recall", "f1"), scores, strict=True)}
 
 
 def f_scores(matched: Any, predicted: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -185,8 +199,10 @@ def summarise(counts: Counts, weights: np.ndarray | None = None) -> dict[str, An
 def bootstrap(counts: Counts, *, resamples: int, seed: int, level: float = 0.95) -> dict[str, list[float]]:
     """Percentile intervals [low, high] of every value of `summarise`, resampling images with replacement.
 
-    Images, not boxes, because boxes of one photo stand or fall together.
+    Images, not boxes, because boxes of one photo stand or fall together. No intervals for 0 resamples.
     """
+    if resamples == 0:
+        return {}
     images = len(counts.truth)
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
     tails = [50 * (1 - level), 50 * (1 + level)]
@@ -221,11 +237,18 @@ def score_source(predictions: Sequence[Prediction]) -> str | None:
 
 
 def evaluate_detection(
-    views: Sequence[View], predictions: Sequence[Prediction], *, resamples: int = 1000, seed: int = 0
+    views: Sequence[View],
+    predictions: Sequence[Prediction],
+    *,
+    iou: float = 0.5,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Every detection metric of one dataset: `detection`, `intervals`, `average_precision`, `images`.
+    """Every detection metric of one dataset: `headline`, `detection`, `intervals`, `average_precision`, `images`.
 
-    Raises DataError where predictions do not belong to this ground truth, or there is no image to score.
+    iou: threshold of the headline. level: confidence of the intervals. Raises DataError where predictions do not
+    belong to this ground truth, or there is no image to score.
     """
     if not views:
         raise DataError("nothing to evaluate: the ground truth has no image; check val_file")
@@ -235,9 +258,12 @@ def evaluate_detection(
         pairs = [Pairing(p.truth, p.predicted) for p in pairs]
     counts = {name: count_matches(pairs, depth) for name, depth in DEPTHS.items()}
     scored = {n: average_precision(pairs, DEPTHS[n]) for n in ("class_agnostic", "class_aware") if source}
+    intervals = {n: bootstrap(c, resamples=resamples, seed=seed, level=level) for n, c in counts.items()}
     return {
+        "headline": headline(counts["class_aware"], iou),
         "detection": {name: summarise(c) for name, c in counts.items()},
-        "intervals": {name: bootstrap(c, resamples=resamples, seed=seed) for name, c in counts.items()},
+        "intervals": intervals,
+        "interval_level": level,
         "average_precision": {"score_source": source, **scored} if source else None,
         "images": _images(views, predictions),
     }

@@ -39,6 +39,26 @@ def read_predictions(path: Path) -> list[Prediction]:
     return [_prediction(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
 
 
+def dump_prediction(prediction: Prediction) -> str:
+    """One line of the file, newline included; scores only where there are any."""
+    scores = prediction.scores or (None,) * len(prediction.objects)
+    objects = [
+        {"bbox_2d": list(item.bbox_2d), "desc": item.desc} | ({} if score is None else {"score": score})
+        for item, score in zip(prediction.objects, scores, strict=True)
+    ]
+    facts = {k: getattr(prediction, k) for k in ("image", "status", "score_source", "width", "height", "rejected")}
+    return json.dumps(facts | {"objects": objects}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def drop_cut_line(path: Path) -> None:
+    """Forget a last line without its newline: its writer was killed in the midst of it."""
+    data = path.read_bytes() if path.exists() else b""
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("rb+") as file:
+            file.truncate(whole)
+
+
 def _prediction(line: str, where: str) -> Prediction:
     try:
         data: dict[str, Any] = json.loads(line)

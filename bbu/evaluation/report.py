@@ -17,11 +17,11 @@ from bbu.schema import View
 
 
 def evaluate(
-    views: Sequence[View], predictions: Sequence[Prediction], *, resamples: int = 1000, seed: int = 0
+    views: Sequence[View], predictions: Sequence[Prediction], *, iou: float = 0.5, **options: Any
 ) -> dict[str, Any]:
-    """All metrics of one dataset, as metrics.json holds them; raises DataError as `evaluate_detection` does."""
-    metrics = evaluate_detection(views, predictions, resamples=resamples, seed=seed)
-    return metrics | {"labels": score_labels(matched_pairs(pair_up(views, predictions)))}
+    """All metrics of one dataset, as metrics.json holds them; options and errors are `evaluate_detection`'s."""
+    metrics = evaluate_detection(views, predictions, iou=iou, **options)
+    return metrics | {"labels": score_labels(matched_pairs(pair_up(views, predictions), iou))}
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
@@ -63,14 +63,20 @@ def _images(images: Mapping[str, Any]) -> str:
 def _detection(metrics: Mapping[str, Any]) -> str:
     names = ("precision@0.50", "recall@0.50", "f1@0.50", "f1@0.75", "f1@0.50:0.95")
     rows = [
-        [mode, *(_with_interval(values[n], metrics["intervals"][mode][n]) for n in names)]
+        [mode, *(_with_interval(values[n], metrics["intervals"][mode].get(n)) for n in names)]
         for mode, values in metrics["detection"].items()
     ]
-    return tabulate(rows, headers=["boxes (95 % interval)", *names], disable_numparse=True)
+    first = f"boxes ({metrics['interval_level']:.0%} interval)" if metrics["intervals"]["class_aware"] else "boxes"
+    return f"{_headline(metrics['headline'])}\n\n" + tabulate(rows, headers=[first, *names], disable_numparse=True)
 
 
-def _with_interval(value: float, interval: Sequence[float]) -> str:
-    return f"{value:.3f} ({interval[0]:.2f}-{interval[1]:.2f})"
+def _headline(values: Mapping[str, float]) -> str:
+    told = ", ".join(f"{name} {values[name]:.3f}" for name in ("precision", "recall", "f1"))
+    return f"found with the right label at IoU {values['iou']:.2f}: {told}"
+
+
+def _with_interval(value: float, interval: Sequence[float] | None) -> str:
+    return f"{value:.3f}" + (f" ({interval[0]:.2f}-{interval[1]:.2f})" if interval else "")
 
 
 def _average_precision(metrics: Mapping[str, Any]) -> str:

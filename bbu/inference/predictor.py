@@ -9,14 +9,16 @@ import torch
 from PIL import Image
 
 from bbu.config.domains import DataConfig, ModelConfig
+from bbu.config.load import load_config
 from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import SampleBuilder
 from bbu.data.prompts import get_prompt
 from bbu.data.types import Sample
-from bbu.errors import ModelError
+from bbu.errors import CheckpointError, ModelError
 from bbu.inference.parse import ParsedAnswer, parse_answer
 from bbu.models.qwen import load_image_processor, load_model, load_tokenizer
 from bbu.resize import smart_resize
+from bbu.rundir import RUN_CONFIG
 from bbu.schema import Box
 
 MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
@@ -78,6 +80,28 @@ class AnswerPredictor:
         assert isinstance(text, str)
         width, height = sample.image_size
         return parse_answer(text, finished=finished, width=width, height=height)
+
+
+class Qwen25VLInference(AnswerPredictor):
+    """A checkpoint of this project as a predictor, under the config it was trained with.
+
+    checkpoint_dir: a published `checkpoint-{step}` folder. overrides: `key=value` texts on top of its config.
+    Raises CheckpointError for another folder, ModelError or ConfigError for what is wrong inside.
+    """
+
+    def __init__(
+        self, checkpoint_dir: str | Path, *, overrides: Sequence[str] = (), device: str | None = None
+    ) -> None:
+        path = Path(checkpoint_dir) / RUN_CONFIG
+        if not path.is_file():
+            raise CheckpointError(f"{checkpoint_dir}: no {RUN_CONFIG}; name a checkpoint-{{step}} folder of a run")
+        self.config = load_config(str(path), overrides=overrides)
+        super().__init__(checkpoint_dir, self.config.model, self.config.data, device or best_device())
+
+
+def best_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _boxes(answer: ParsedAnswer) -> list[Box]:

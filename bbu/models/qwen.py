@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.config.domains import ModelConfig
@@ -20,18 +24,46 @@ from bbu.errors import ModelError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
+_ARCHITECTURE = Qwen2_5_VLForConditionalGeneration.__name__
+
+StatesReader = Callable[[torch.Tensor, torch.nn.Module], Any]
+"""Takes the last states [B, S, H] and the language head [*, H] -> [*, V]."""
+
+
+class BBUModel(Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL whose last states can be read inside its own forward pass, and so under any wrapper.
+
+    DDP, ZeRO and autocast act on `forward`; a loss that needs logits at a tenth of the positions must therefore
+    be computed in it, or the logits of all of them come out.
+    """
+
+    @functools.wraps(Qwen2_5_VLForConditionalGeneration.forward)  # generate() looks for arguments by name
+    def forward(self, *args: Any, read_states: StatesReader | None = None, **kwargs: Any) -> Any:
+        """As Qwen2.5-VL's; with `read_states` the result is what that returns, and no logits are made here."""
+        if read_states is None:
+            return super().forward(*args, **kwargs)
+        return read_states(self.model(*args, **kwargs)[0], self.lm_head)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As ever, but the folder names the stock architecture, so that other tools can serve it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        path = Path(save_directory) / "config.json"
+        if kwargs.get("is_main_process", True):
+            described = json.loads(path.read_text(encoding="utf-8")) | {"architectures": [_ARCHITECTURE]}
+            path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_model(
     folder: str | Path, config: ModelConfig, *, for_training: bool = True
-) -> Qwen2_5_VLForConditionalGeneration:
+) -> BBUModel:
     """Load the weights in `config.torch_dtype` with the configured attention of both towers.
 
     Raises ModelError for a missing folder, a foreign architecture, or weights that leave parameters unset.
     """
     path = check_folder(folder)
+    _register_layout()
     try:
-        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded: Any = BBUModel.from_pretrained(
             path,
             dtype=_DTYPES[config.torch_dtype],
             attn_implementation={
@@ -86,9 +118,13 @@ def check_folder(folder: str | Path) -> Path:
     return path
 
 
-def _prepare_for_training(
-    model: Qwen2_5_VLForConditionalGeneration, config: ModelConfig
-) -> Qwen2_5_VLForConditionalGeneration:
+def _register_layout() -> None:
+    """Weights on disk are named otherwise than in memory; transformers looks the names up by class name."""
+    stock = get_checkpoint_conversion_mapping(_ARCHITECTURE)
+    register_checkpoint_conversion_mapping(BBUModel.__name__, stock, overwrite=True)
+
+
+def _prepare_for_training(model: BBUModel, config: ModelConfig) -> BBUModel:
     # Both: Trainer only sets the outer one, the text model reads its own; a live cache makes packed samples
     # leak into each other under sdpa.
     model.config.use_cache = False

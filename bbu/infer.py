@@ -1,0 +1,56 @@
+"""`python -m bbu.infer IMAGES… --checkpoint DIR`: find and describe the parts in photos.
+
+Prints one JSON line a photo and writes each with its boxes and labels drawn in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from bbu.errors import DataError, run_entry
+from bbu.schema import BBUObject, View, view_to_dict
+
+
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(prog="python -m bbu.infer", description=__doc__)
+    add = described.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="photos")
+    add("--checkpoint", required=True, type=Path, metavar="DIR", help="a checkpoint-{step} folder of a run")
+    add("--prompt", help="instead of the instruction the run was trained with")
+    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the drawn pictures (predictions)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
+    return described
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    targets = drawn_names(arguments.images)
+    from bbu.data.images import load_image
+    from bbu.inference import Qwen25VLInference
+    from bbu.inference.drawing import draw_detections
+
+    images = [load_image(path, "bbu.infer") for path in arguments.images]
+    predictor = Qwen25VLInference(arguments.checkpoint, overrides=arguments.overrides)
+    all_boxes, all_captions = predictor.predict_detection(images, arguments.prompt)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path, name, image, boxes, captions in zip(
+        arguments.images, targets, images, all_boxes, all_captions, strict=True
+    ):
+        draw_detections(image, boxes, captions).save(arguments.out / name)
+        objects = tuple(BBUObject(tuple(round(c, 1) for c in b), d) for b, d in zip(boxes, captions, strict=True))
+        print(json.dumps(view_to_dict(View((str(path),), objects, *image.size)), ensure_ascii=False))
+    return 0
+
+
+def drawn_names(images: list[Path]) -> list[str]:
+    """File names of the drawn pictures; DataError where two photos would share one."""
+    names = [f"{path.stem}.png" for path in images]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise DataError(f"several photos are called {Path(min(twice)).stem}; rename them, or run them one by one")
+    return names
+
+
+if __name__ == "__main__":
+    run_entry(main)

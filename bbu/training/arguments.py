@@ -1,0 +1,74 @@
+"""The run config in the terms of transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from bbu.config.flat import DirectConfig
+from bbu.config.load import CONFIG_DIR
+from bbu.errors import ConfigError
+from bbu.rundir import RunFolder
+
+
+def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArguments:
+    """Also joins the other ranks, where the environment names any; raises ConfigError for a missing DeepSpeed file.
+
+    What is not named here keeps its stock value or is ours: checkpoints' rotation, logs, data loading, rates.
+    """
+    training, infra, gpu = config.training, config.infrastructure, torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(run.root),
+        num_train_epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        per_device_eval_batch_size=training.per_device_eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.llm_lr,
+        weight_decay=training.weight_decay,
+        optim=training.optim,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
+        max_grad_norm=training.max_grad_norm,
+        lr_scheduler_type=training.lr_scheduler_type,
+        warmup_steps=training.warmup_steps or training.warmup_ratio,  # below 1 it is a share of the steps
+        bf16=training.bf16,
+        fp16=training.fp16,
+        tf32=config.model.tf32 if gpu else None,
+        torch_compile=config.model.torch_compile,
+        seed=training.seed,
+        data_seed=training.data_seed,
+        save_strategy=training.save_strategy,
+        save_steps=training.save_steps,
+        eval_strategy=training.eval_strategy,
+        eval_steps=training.eval_steps,
+        logging_strategy="steps",
+        logging_steps=training.logging_steps,
+        logging_first_step=training.logging_first_step,
+        logging_nan_inf_filter=False,  # it would hide what GradientGuard must see
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=not gpu,
+        ddp_backend=distributed_backend(infra.distributed_backend, gpu) if "RANK" in os.environ else None,
+        ddp_timeout=infra.distributed_timeout_s,
+        ddp_find_unused_parameters=infra.ddp_find_unused_parameters,
+        deepspeed=str(deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
+    )
+
+
+def distributed_backend(wanted: str, gpu: bool) -> str:
+    """auto is nccl where there are GPUs, else gloo."""
+    return ("nccl" if gpu else "gloo") if wanted == "auto" else wanted
+
+
+def deepspeed_file(name: str) -> Path:
+    """A path as it is, or relative to the checkout, whatever folder the run was started in."""
+    for path in (Path(name), CONFIG_DIR.parent / name):
+        if path.is_file():
+            return path.absolute()
+    raise ConfigError(f"deepspeed_config {name}: no such file; there are zero2.json and zero3.json in configs/deepspeed")

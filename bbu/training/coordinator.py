@@ -1,0 +1,226 @@
+"""TrainingCoordinator: builds a run from its config and carries it to its end, or to a saved stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from bbu import provenance
+from bbu.config.flat import DirectConfig
+from bbu.data.collators import StandardDataCollator
+from bbu.data.dataset import BBUDataset, load_dataset
+from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, ModelError
+from bbu.logs import rank_of
+from bbu.models.qwen import check_folder, load_image_processor, load_model, load_tokenizer
+from bbu.rundir import RUN_CONFIG, Owner, RunFolder, held_lease, write_atomic
+from bbu.training.arguments import training_arguments
+from bbu.training.checkpointing import Checkpoint, clean_leftovers, config_hash, newest
+from bbu.training.metrics import ProgressCallback, StatusCallback, TensorBoardCallback
+from bbu.training.preemption import StopFlag, stop_agreed
+from bbu.training.trainer import BBUTrainer, Publication
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+HEARTBEATS = 5
+"""Heartbeats of the lease within its timeout."""
+
+
+class TrainingCoordinator:
+    """One run. held: steps of a run that rotation must spare, because an eval holds them or has yet to score them."""
+
+    def __init__(
+        self,
+        config: DirectConfig,
+        stop: StopFlag,
+        environ: Mapping[str, str],
+        held: Callable[[RunFolder], Collection[int]] = lambda run: (),
+    ) -> None:
+        self._config, self._stop, self._environ, self._held = config, stop, environ, held
+        self._rank = rank_of(environ)
+        self.run_folder = RunFolder.of(config.infrastructure.output_root, config.infrastructure.run_name)
+
+    def run(self) -> int:
+        """Train until done (0) or stopped with the state saved (PREEMPTED_EXIT_CODE). Raises a BBUError otherwise."""
+        check_folder(self._config.model.model_path)  # before anything is written
+        run = self.run_folder.create()
+        with self._lease(run) as check:
+            prepare_torch(self._config.infrastructure.cpu_threads)
+            arguments = training_arguments(self._config, run)
+            checkpoint = from_rank_0(self._open)
+            folder = checkpoint.path if checkpoint else Path(self._config.model.model_path)
+            trainer, status = self._build(folder, arguments, check)
+            with reporting(trainer, status):
+                return self._train(trainer, status, checkpoint)
+
+    @contextlib.contextmanager
+    def _lease(self, run: RunFolder) -> Iterator[Callable[[], None]]:
+        """Rank 0 keeps the folder to this run; yields the check that it still does."""
+        if self._rank != 0:
+            yield lambda: None
+            return
+        timeout = self._config.infrastructure.lease_timeout_s
+        with held_lease(run, Owner.of_this_process(self._environ), timeout, timeout / HEARTBEATS) as lease:
+            yield lease.check
+
+    def _open(self) -> Checkpoint | None:
+        """On rank 0: tidy the folder, record this start, and find where to go on."""
+        clean_leftovers(self.run_folder)
+        write_atomic(self.run_folder.config, config_text(self._config))
+        record_start(self.run_folder, self._config, self._environ)
+        if self._config.training.resume == "never":
+            return None
+        found = newest(self.run_folder)
+        if found and found.manifest.config_hash != config_hash(self._config.as_flat()):
+            logger.warning("%s was saved under another config; this one goes on from it", found.path)
+        return found
+
+    def _build(
+        self, folder: Path, arguments: Any, check: Callable[[], None]
+    ) -> tuple[BBUTrainer, StatusCallback]:
+        """folder: the model to start from, a checkpoint's own when resuming."""
+        config = self._config
+        tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
+
+        def dataset(split: Any) -> BBUDataset:
+            return load_dataset(
+                config.data, tokenizer, processor, split=split, seed=config.training.data_seed,
+                max_length=config.model.model_max_length,
+            )  # fmt: skip
+
+        def complete(staged: Path) -> None:
+            complete_checkpoint(staged, config, tokenizer, processor)
+
+        if tokenizer.pad_token_id is None:
+            raise ModelError(f"{folder}: the tokenizer has no pad token; copy the tokenizer files of Qwen2.5-VL again")
+        collator = StandardDataCollator(tokenizer.pad_token_id, pad_to_multiple_of=config.data.pad_to_multiple_of)
+        train = dataset("train")
+        validation = dataset("eval") if config.training.eval_strategy != "no" else None
+        status = StatusCallback(self.run_folder, config.infrastructure, provenance.job_facts(self._environ))
+        model = load_model(folder, config.model)
+        trainer = BBUTrainer(
+            publication=Publication(
+                run=self.run_folder,
+                config=config,
+                image_digest=provenance.image_digest(self._environ),
+                complete=complete,
+                held=lambda: self._held(self.run_folder),
+                check=check,
+            ),
+            stop=self._stop,
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=collator,
+            eval_collator=collator,
+            callbacks=self._callbacks(status),
+        )
+        describe(train, model)
+        return trainer, status
+
+    def _callbacks(self, status: StatusCallback) -> list[Any]:
+        infra = self._config.infrastructure
+        shown = [TensorBoardCallback(self.run_folder, infra.tensorboard_flush_secs)] if infra.tensorboard else []
+        return [*shown, ProgressCallback(infra.progress), status]
+
+    def _train(self, trainer: BBUTrainer, status: StatusCallback, checkpoint: Checkpoint | None) -> int:
+        step = checkpoint.manifest.step if checkpoint else 0
+        if step >= trainer.planned_steps():
+            logger.info("step %d of %d is published already: nothing left to train", step, trainer.planned_steps())
+            return 0
+        if stop_agreed(self._stop):
+            logger.warning("asked to stop before the first step: nothing is lost")
+            return PREEMPTED_EXIT_CODE
+        if checkpoint:
+            logger.info("going on from %s", checkpoint.path)
+            trainer.resume_from(checkpoint.path, step)
+        else:
+            trainer.train()
+        return self._finish(trainer, status)
+
+    def _finish(self, trainer: BBUTrainer, status: StatusCallback) -> int:
+        state = trainer.state
+        if state.global_step < state.max_steps:
+            status.write(state, "preempted")
+            return PREEMPTED_EXIT_CODE
+        if self._config.training.save_final:
+            trainer.publish()
+        status.write(state, "completed")
+        return 0
+
+
+def prepare_torch(threads: int) -> None:
+    """Threads of a CPU run; and DeepSpeed, which must be told that there is no GPU before it is imported."""
+    if threads:
+        torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def from_rank_0(find: Callable[[], T]) -> T:
+    """What `find` returns on rank 0, on every rank; its BBUError is raised on every rank too."""
+    if not dist.is_initialized():
+        return find()
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = find()
+        except BBUError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+@contextlib.contextmanager
+def reporting(trainer: BBUTrainer, status: StatusCallback) -> Iterator[None]:
+    """Leave `failed` in status.json if the block ends in an error."""
+    try:
+        yield
+    except BaseException:
+        status.write(trainer.state, "failed")
+        raise
+
+
+def config_text(config: DirectConfig) -> str:
+    """The resolved config as a file that loads; the overrides that went into it as comments on top."""
+    overrides = "".join(f"# --set {override}\n" for override in config.overrides)
+    return f"# from {config.source}\n{overrides}" + yaml.safe_dump(
+        config.as_flat(), sort_keys=False, allow_unicode=True
+    )
+
+
+def record_start(run: RunFolder, config: DirectConfig, environ: Mapping[str, str]) -> None:
+    """Add this start to provenance.json, which keeps one entry for each."""
+    root, data = Path(config.data.data_root), config.data
+    files = [root / data.train_file, root / data.val_file, root / data.teacher_file]
+    hashed = [path for path in files if path.is_file()] if config.infrastructure.hash_data else []
+    starts = json.loads(run.provenance.read_text(encoding="utf-8"))["starts"] if run.provenance.exists() else []
+    starts.append(provenance.describe(environ, hashed))
+    write_atomic(run.provenance, json.dumps({"starts": starts}, ensure_ascii=False, indent=1) + "\n")
+
+
+def complete_checkpoint(staged: Path, config: DirectConfig, tokenizer: Any, processor: Any) -> None:
+    """Make a checkpoint a model folder of its own: tokenizer, image processor with our pixel limits, run config."""
+    tokenizer.save_pretrained(staged)
+    processor.size = {"shortest_edge": config.data.min_pixels, "longest_edge": config.data.max_pixels}
+    processor.save_pretrained(staged)
+    (staged / RUN_CONFIG).write_text(config_text(config), encoding="utf-8")
+    for weights in staged.glob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors' own 0600 would hide them from the group
+
+
+def describe(train: BBUDataset, model: torch.nn.Module) -> None:
+    """Say what will be trained on what."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("%d training samples, %.1f M parameters", len(train), trained / 1e6)

@@ -1,0 +1,176 @@
+"""What a run tells while it goes on: TensorBoard, a progress bar or log lines, and status.json."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bbu.config.domains import InfrastructureConfig
+from bbu.rundir import RunFolder, write_status
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Throughput:
+    """Samples and tokens this rank has taken since the last log line; rates are over all ranks."""
+
+    device: torch.device | str = "cpu"
+    _samples: float = 0
+    _tokens: float = 0
+    _since: float = field(default_factory=time.perf_counter)
+
+    def add(self, samples: int, tokens: int) -> None:
+        self._samples += samples
+        self._tokens += tokens
+
+    def rates(self) -> dict[str, float]:
+        """`samples_per_second` and `tokens_per_second` since the last call. All ranks must call."""
+        counted = torch.tensor([self._samples, self._tokens], dtype=torch.float64, device=self.device)
+        if dist.is_initialized():
+            dist.all_reduce(counted)
+        now = time.perf_counter()
+        samples, tokens = (counted / max(now - self._since, 1e-9)).tolist()
+        self._samples, self._tokens, self._since = 0, 0, now
+        return {"samples_per_second": samples, "tokens_per_second": tokens}
+
+
+class TensorBoardCallback(TrainerCallback):
+    """Writes every logged number under its own name; the seed's names, without prefixes."""
+
+    def __init__(self, run: RunFolder, flush_seconds: int) -> None:
+        self._run, self._flush_seconds = run, flush_seconds
+        self._writer: SummaryWriter | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            # What an earlier start wrote after the checkpoint we resume from did not happen.
+            self._writer = SummaryWriter(
+                str(self._run.tensorboard / "train"),
+                purge_step=state.global_step + 1 if state.global_step else None,
+                flush_secs=self._flush_seconds,
+            )
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any], **_: Any
+    ) -> None:
+        if self._writer is not None:
+            for name, value in logs.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class ProgressCallback(TrainerCallback):
+    """A bar on a terminal, plain lines in a job's log: step, loss, samples a second, time left."""
+
+    def __init__(self, display: str) -> None:
+        """display: auto (bar on a terminal, lines elsewhere), bar, lines or off."""
+        self._display = ("bar" if sys.stderr.isatty() else "lines") if display == "auto" else display
+        self._bar: tqdm | None = None
+        self._began, self._first = time.perf_counter(), 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began, self._first = time.perf_counter(), state.global_step
+        if self._display == "bar" and state.is_world_process_zero:
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any], **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        told = f"loss {logs['loss']:.4f}, {logs['samples_per_second']:.1f} samples/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(told)
+        elif self._display == "lines":
+            left = seconds_left(state, self._began, self._first)
+            logger.info("step %d/%d: %s, %s left", state.global_step, state.max_steps, told, duration(left))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class StatusCallback(TrainerCallback):
+    """Keeps status.json alive: at most every `status_interval_s` seconds, at every save, and at the end."""
+
+    def __init__(self, run: RunFolder, infrastructure: InfrastructureConfig, job: Mapping[str, str]) -> None:
+        self._run, self._interval, self._job = run, infrastructure.status_interval_s, dict(job)
+        self._began, self._first, self._written = time.perf_counter(), 0, 0.0
+        self._logs: dict[str, float] = {}
+        self._checkpoint: int | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began, self._first = time.perf_counter(), state.global_step
+        self._checkpoint = state.global_step or None
+        self.write(state, "training")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if time.monotonic() - self._written >= self._interval:
+            self.write(state, "training")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any], **_: Any
+    ) -> None:
+        self._logs |= {k: logs[k] for k in ("loss", "samples_per_second", "tokens_per_second") if k in logs}
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._checkpoint = state.global_step
+        self.write(state, "training")
+
+    def write(self, state: TrainerState, phase: str) -> None:
+        """phase: training, completed, preempted or failed."""
+        if not state.is_world_process_zero:
+            return
+        self._written = time.monotonic()
+        left = seconds_left(state, self._began, self._first) if phase == "training" else None
+        status = {
+            "phase": phase,
+            "step": state.global_step,
+            "max_steps": state.max_steps,
+            "epoch": state.epoch,
+            "seconds_left": left,
+            "checkpoint_step": self._checkpoint,
+            "heartbeat": time.time(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            **self._logs,
+            **self._job,
+        }
+        finite = {k: v for k, v in status.items() if not isinstance(v, float) or abs(v) < float("inf")}
+        write_status(self._run, finite)
+
+
+def seconds_left(state: TrainerState, began: float, first: int) -> float | None:
+    """Time to the last step at the rate of this start; None before its first step."""
+    done = state.global_step - first
+    return (time.perf_counter() - began) / done * (state.max_steps - state.global_step) if done > 0 else None
+
+
+def duration(seconds: float | None) -> str:
+    """3725 -> 1:02:05; an unknown one is a question mark."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,252 @@
+"""BBUTrainer: transformers' Trainer with this project's loss, parameter groups, log names and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback as StockProgress
+
+from bbu.config.flat import DirectConfig
+from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
+from bbu.losses.language import LanguageSums, find_supervision, language_sums
+from bbu.rundir import RunFolder
+from bbu.training.checkpointing import Ranks, config_hash, publishing, rotate
+from bbu.training.loss_manager import LossManager, LossSum, global_counts, language_losses
+from bbu.training.metrics import Throughput
+from bbu.training.parameter_manager import ParameterManager, current_learning_rates
+from bbu.training.preemption import StopFlag, obey_parent_only, stop_agreed
+from bbu.training.stability import GradientGuard
+
+logger = logging.getLogger(__name__)
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "position_ids")
+"""What of a batch goes to the model; the rest is for losses and logs."""
+IGNORE_INDEX, TEACHER = -100, 1
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Where checkpoints go, and what makes them whole.
+
+    complete: adds to a folder what a model folder needs beside its weights (rank 0). held: steps that rotation
+    must spare. check: raises if this trainer may no longer publish.
+    """
+
+    run: RunFolder
+    config: DirectConfig
+    image_digest: str | None
+    complete: Callable[[Path], None]
+    held: Callable[[], Collection[int]]
+    check: Callable[[], None]
+
+
+class BBUTrainer(Trainer):
+    """Loss over the supervised tokens of the whole optimizer step; checkpoints sealed by a manifest.
+
+    Takes Trainer's own arguments besides; `stop` is the flag of the stop signals.
+    """
+
+    def __init__(self, *, publication: Publication, stop: StopFlag, eval_collator: Any, **stock: Any) -> None:
+        config = publication.config
+        args: TrainingArguments = stock["args"]
+        self.parameters = ParameterManager(stock["model"], config.training, world_size=args.world_size)
+        self.parameters.freeze()
+        super().__init__(**stock)
+        self.loss_is_scaled_for_ga = True
+        self.losses = LossManager(config.training, config.detection, args.device)
+        self.eval_losses = LossManager(config.training, config.detection, args.device)
+        self.throughput = Throughput(args.device)
+        self.publication, self._eval_collator = publication, eval_collator
+        self.guard = GradientGuard(config.training, sharded=self.is_deepspeed_enabled, step=lambda: self.state.global_step)
+        self._published: int | None = None
+        self._staging: Path | None = None
+        for callback in (PrinterCallback, StockProgress):
+            self.remove_callback(callback)
+        self.add_callback(StopCallback(stop))
+
+    @property
+    def _config(self) -> DirectConfig:
+        return self.publication.config
+
+    # --- data ---
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        training, data = self._config.training, self._config.data
+        sampler = EpochBatchSampler(
+            len(self.train_dataset),
+            training.per_device_train_batch_size,
+            seed=training.data_seed,
+            shuffle=data.shuffle,
+            drop_last=data.dataloader_drop_last,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            on_epoch=self.train_dataset.set_epoch,
+        )
+        return EpochDataLoader(self.train_dataset, sampler, collate_fn=self.data_collator, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        data = self._config.data
+        workers = data.dataloader_num_workers
+        return {
+            "num_workers": workers,
+            "pin_memory": data.dataloader_pin_memory,
+            "persistent_workers": data.dataloader_persistent_workers,
+            "prefetch_factor": data.dataloader_prefetch_factor if workers else None,
+            "worker_init_fn": obey_parent_only if workers else None,
+        }
+
+    # --- optimisation ---
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind(self.parameters.optimizer_groups(), **options)
+            self.optimizer.register_step_pre_hook(self.guard)
+        return self.optimizer
+
+    def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Any]], device: torch.device) -> Any:
+        """What each loss of this optimizer step is divided by, over all micro-batches and ranks."""
+        self.throughput.add(*_taken(batch_samples))
+        tokens = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batch_samples)
+        return global_counts({"lm_tokens": tokens}, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Mapping[str, float] | None = None,
+    ) -> torch.Tensor:
+        assert num_items_in_batch is not None and not return_outputs
+        losses = self._losses_of(model, inputs)
+        self.losses.update(losses)
+        return self.losses.objective(losses, num_items_in_batch, world_size=self.args.world_size)
+
+    def _losses_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, LossSum]:
+        supervision = find_supervision(inputs["labels"], inputs["answer_roles"] == TEACHER)
+        read = partial(_read_language, supervision=supervision, chunk_size=self._config.model.logits_chunk_size)
+        given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+        return language_losses(model(**given, use_cache=False, read_states=read))
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Losses on the validation set, averaged over its tokens and all ranks, as `eval/<loss>`."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self._config.training.per_device_eval_batch_size
+        batches, counted = eval_batches(len(dataset), size, self.args.process_index, self.args.world_size)
+        loading = self._loading() | {"persistent_workers": False}
+        self.model_wrapped.eval()
+        for number, batch in enumerate(DataLoader(dataset, batch_sampler=batches, collate_fn=self._eval_collator, **loading)):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                losses = self._losses_of(self.model_wrapped, self._prepare_inputs(batch))
+            if number < counted:
+                self.eval_losses.update(losses)
+        metrics = {f"{metric_key_prefix}/{k}": v for k, v in self.eval_losses.window_means().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # --- logs ---
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Collective while training: the means are over all ranks."""
+        if "loss" in logs:
+            logs.pop("learning_rate", None)
+            logs = logs | self._window(logs.get("grad_norm"))
+        super().log(logs, start_time)
+
+    def _window(self, grad_norm: float | None) -> dict[str, float]:
+        training = self._config.training
+        told = self.losses.window_means() | self.throughput.rates()
+        told |= current_learning_rates(self.optimizer.param_groups)
+        if training.log_weight_norms:
+            told |= {name: float(norm) for name, norm in self.parameters.weight_norms().items()}
+        if training.log_grad_norms:
+            limit = training.max_grad_norm
+            told |= self.guard.norms(max(1.0, grad_norm / limit) if limit and grad_norm else 1.0)
+        return told
+
+    # --- checkpoints ---
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+
+    @property
+    def ranks(self) -> Ranks:
+        barrier = dist.barrier if dist.is_initialized() else lambda: None
+        return Ranks(self.args.process_index, self.args.world_size, barrier)
+
+    def resume_from(self, checkpoint: Path, step: int) -> None:
+        """Train on from a checkpoint that verified."""
+        self._published = step
+        self.train(resume_from_checkpoint=str(checkpoint))
+
+    def publish(self) -> None:
+        """Publish the current step, unless it is published already. Collective."""
+        if self.state.global_step != self._published:
+            self._save_checkpoint(self.model_wrapped, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step, what = self.state.global_step, self.publication
+        if step == self._published:  # resumed here, or saved by step and by epoch alike
+            return
+        what.check()
+        with publishing(
+            what.run, step, self.ranks, config_hash=config_hash(what.config.as_flat()), image_digest=what.image_digest
+        ) as staged:
+            self._staging = staged.parent
+            super()._save_checkpoint(model, trial)
+            if self.ranks.rank == 0:
+                what.complete(staged)
+        self._published = step
+        if self.ranks.rank == 0:
+            rotate(what.run, what.config.training.save_total_limit, what.held())
+        logger.info("checkpoint of step %d published", step)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing: the model was built from the checkpoint.
+
+        The stock way matches names on disk with names in memory without their renaming, loosely, and so leaves
+        the whole language model as it was without a word.
+        """
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
+
+class StopCallback(TrainerCallback):
+    """Asks at each step boundary whether any rank was told to stop; then all save this step and stop."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if stop_agreed(self._stop):
+            logger.warning("stopping after step %d of %d, as asked", state.global_step, state.max_steps)
+            control.should_training_stop = control.should_save = True
+            control.should_evaluate = False  # the notice may be short
+
+
+def _read_language(
+    states: torch.Tensor, head: nn.Module, *, supervision: Any, chunk_size: int
+) -> LanguageSums:
+    return language_sums(states, head, supervision, chunk_size=chunk_size)
+
+
+def _taken(batches: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Samples and real tokens of some batches."""
+    samples = sum(len(batch["sample_names"]) for batch in batches)
+    return samples, sum(int(batch["attention_mask"].sum()) for batch in batches)
