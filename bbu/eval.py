@@ -82,7 +82,8 @@ def score(folder: Path, config_name: str | None, overrides: Sequence[str]) -> No
         return
     if fresh and infra.tensorboard:
         write_scalars(run, result)
-    print(f"\n{folder.name} on {config.data.val_file}\n\n{table(result)}\n\n{work.folder / METRICS}\nrun folder: {run.root}")
+    print(f"\n{folder.name} on {config.data.val_file}\n\n{table(result)}\n")
+    print(f"{work.folder / METRICS}\nrun folder: {run.root}")
 
 
 def plan(run: RunFolder, folder: Path, step: int, config: DirectConfig) -> Evaluation:

@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     add("images", nargs="+", type=Path, metavar="IMAGE", help="photos")
     add("--checkpoint", required=True, type=Path, metavar="DIR", help="a checkpoint-{step} folder of a run")
     add("--prompt", help="instead of the instruction the run was trained with")
-    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the drawn pictures (predictions)")
+    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the pictures (predictions)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
     return described
 

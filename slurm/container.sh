@@ -35,6 +35,14 @@ run_on_host() {
     begin exec "$@"
 }
 
+# provenance: what the results were made with, for whoever asks later; empty where it is not known.
+provenance() {
+    export BBU_IMAGE_DIGEST='' BBU_COMMIT
+    BBU_COMMIT=$(git -C "$home" rev-parse HEAD 2>/dev/null)
+    # left beside the image by containers/build.sh; hashing gigabytes at each start would take longer than it
+    [ -z "$image" ] || [ ! -r "$image.sha256" ] || read -r BBU_IMAGE_DIGEST _ <"$image.sha256"
+}
+
 # arguments ROOT: the command line that enters the container, into the array `enter`. The environment is kept
 # (Slurm's variables are wanted inside); variables set for the inside alone carry Apptainer's own prefix.
 arguments() {
@@ -123,6 +131,7 @@ main() {
     trap 'asked=USR2' USR2
     trap 'asked=TERM' TERM
     check "$@"
+    provenance
     [ -n "$image" ] || run_on_host "$@"
     if ! shield_needed; then
         arguments "$image"

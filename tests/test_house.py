@@ -11,13 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK = {
-    "errors": 0, "logs": 0, "rundir": 0, "schema": 0, "resize": 0,
+    "errors": 0, "logs": 0, "rundir": 0, "schema": 0, "resize": 0, "provenance": 0,
     "config": 1,
     "data": 2, "models": 2, "losses": 2,
     "training": 3, "inference": 3, "jobs": 3, "conversion": 3, "evaluation": 3, "synthetic": 3,
 }  # fmt: skip
 COMPOSERS = {"training/coordinator.py", "inference/predictor.py"}
-TORCH_FREE = ("config", "jobs", "conversion", "evaluation", "synthetic", "errors", "logs", "rundir", "schema", "resize")
+TORCH_FREE = ("config", "jobs", "conversion", "evaluation", "synthetic", "errors", "logs", "rundir", "schema", "resize",
+              "provenance")  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "safetensors"}
 FILES = sorted((ROOT / "bbu").rglob("*.py"))
 
@@ -67,6 +68,12 @@ def test_torch_free_rooms_name_no_heavy_package(path: Path):
 def test_package_inits_are_empty(path: Path):
     if path.parent.name != "inference":  # hands on Qwen25VLInference, lazily
         assert not path.read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize("tool", [["ruff", "check"], ["ruff", "format", "--check"], ["pyright"]], ids=" ".join)
+def test_the_code_is_clean(tool: list[str]):
+    done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_importing_every_torch_free_module_loads_no_torch_and_prints_nothing():

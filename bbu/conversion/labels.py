@@ -28,9 +28,7 @@ class LabelRules:
 
     def describe(self, item: VendorObject) -> str:
         """`object_type/property/extra_info` of one object; Unusable names why it has none."""
-        texts, label_key = (
-            (item.content_zh, LABEL_KEY_ZH) if self.language == "zh" else (item.content, LABEL_KEY_EN)
-        )
+        texts, label_key = (item.content_zh, LABEL_KEY_ZH) if self.language == "zh" else (item.content, LABEL_KEY_EN)
         if label_key not in texts:
             raise Unusable("missing_label", f"no text under {label_key!r} for language {self.language!r}")
         levels = self._levels(texts, label_key)

@@ -142,6 +142,7 @@ def _check_new(planned: BBUObject, earlier: Sequence[BBUObject], remove_duplicat
 
 def _outside(objects: Sequence[VendorObject], size: tuple[int, int]) -> int:
     """How many boxes reach more than half their side beyond a picture of `size`."""
+
     def beyond(box: Box) -> bool:
         x1, y1, x2, y2 = box
         return x2 - size[0] > (x2 - x1) / 2 or y2 - size[1] > (y2 - y1) / 2

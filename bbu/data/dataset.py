@@ -187,9 +187,12 @@ def load_dataset(
     style = config.train_prompt if train else config.eval_prompt
     builder = SampleBuilder(config, tokenizer, processor, get_prompt(config.language, style))
     ratio = config.teacher_ratio if train else config.eval_teacher_ratio
+    records = _records(config, train)
+    pool = _pool(config) if ratio > 0 and config.num_teacher_samples > 0 else []
+    _check_images(Path(config.data_root), [*(record for _, record in records), *map(Record, pool)])
     return BBUDataset(
-        _fitting(_records(config, train), builder, max_length, config.long_sample_policy),
-        _pool(config) if ratio > 0 and config.num_teacher_samples > 0 else (),
+        _fitting(records, builder, max_length, config.long_sample_policy),
+        pool,
         builder,
         teacher_ratio=ratio,
         num_teachers=config.num_teacher_samples,
@@ -211,6 +214,17 @@ def _records(config: DataConfig, train: bool) -> list[tuple[str, Record]]:
 def _pool(config: DataConfig) -> list[View]:
     path = Path(config.data_root) / config.teacher_file
     return [record.student for record in read_records(path)]
+
+
+def _check_images(root: Path, records: Sequence[Record]) -> None:
+    """Refuse at start-up what would otherwise end the run hours later. Decoding them all would take too long."""
+    views = [view for record in records for view in (record.student, *(record.teachers or ()))]
+    missing = [path for view in views for path in view.images if not (root / path).is_file()]
+    if missing:
+        raise DataError(
+            f"{root}: {len(missing)} images are missing, for example {', '.join(missing[:3])}; convert again or "
+            "correct data_root"
+        )
 
 
 def _fitting(

@@ -1,7 +1,7 @@
 """Where a run keeps its scores, and which of its checkpoints still lack one.
 
-    eval/ledger/                              who scores what (bbu.evaluation.ledger)
-    eval/checkpoint-{step}/{key}/             one evaluation: predictions.jsonl while it runs, metrics.json after
+eval/ledger/                              who scores what (bbu.evaluation.ledger)
+eval/checkpoint-{step}/{key}/             one evaluation: predictions.jsonl while it runs, metrics.json after
 """
 
 from __future__ import annotations

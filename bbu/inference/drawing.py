@@ -46,7 +46,11 @@ def colour_of(label: str) -> tuple[int, int, int]:
 
 
 def _write_label(
-    draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, label: str, corner: tuple[float, float], size: tuple[int, int]
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont,
+    label: str,
+    corner: tuple[float, float],
+    size: tuple[int, int],
 ) -> None:
     """Above the box's corner, or inside it where there is no room above; never beyond the right border."""
     left, top, right, bottom = font.getbbox(label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,9 +15,9 @@ from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import SampleBuilder
 from bbu.data.prompts import get_prompt
 from bbu.data.types import Sample
-from bbu.errors import CheckpointError, ModelError
+from bbu.errors import CheckpointError
 from bbu.inference.parse import ParsedAnswer, parse_answer
-from bbu.models.qwen import load_image_processor, load_model, load_tokenizer
+from bbu.models.qwen import load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.resize import smart_resize
 from bbu.rundir import RUN_CONFIG
 from bbu.schema import Box
@@ -29,13 +30,14 @@ class AnswerPredictor:
 
     def __init__(self, folder: str | Path, model: ModelConfig, data: DataConfig, device: str = "cpu") -> None:
         self._config = model
-        self._model = load_model(folder, model, for_training=False).eval()
-        torch.nn.Module.to(self._model, device)
+        # Any: transformers' decorators hide the types of generate and to
+        self._model: Any = load_model(folder, model, for_training=False)
+        self._model.eval().to(device)
         self._tokenizer = load_tokenizer(folder)
         prompt = get_prompt(data.language, data.eval_prompt)
         self._builder = SampleBuilder(data, self._tokenizer, load_image_processor(folder), prompt)
         self._limits = (data.min_pixels, data.max_pixels)
-        self._collate = StandardDataCollator(_pad_id(self._tokenizer.pad_token_id, folder), side="left")
+        self._collate = StandardDataCollator(pad_token_id(self._tokenizer, folder), side="left")
 
     def predict(self, images: Sequence[Image.Image], prompt: str | None = None) -> list[ParsedAnswer]:
         """One answer per image; `prompt` replaces the instruction of the config."""
@@ -89,9 +91,7 @@ class Qwen25VLInference(AnswerPredictor):
     Raises CheckpointError for another folder, ModelError or ConfigError for what is wrong inside.
     """
 
-    def __init__(
-        self, checkpoint_dir: str | Path, *, overrides: Sequence[str] = (), device: str | None = None
-    ) -> None:
+    def __init__(self, checkpoint_dir: str | Path, *, overrides: Sequence[str] = (), device: str | None = None) -> None:
         path = Path(checkpoint_dir) / RUN_CONFIG
         if not path.is_file():
             raise CheckpointError(f"{checkpoint_dir}: no {RUN_CONFIG}; name a checkpoint-{{step}} folder of a run")
@@ -106,9 +106,3 @@ def best_device() -> str:
 
 def _boxes(answer: ParsedAnswer) -> list[Box]:
     return [item.bbox_2d for item in answer.objects]
-
-
-def _pad_id(pad: int | None, folder: str | Path) -> int:
-    if pad is None:
-        raise ModelError(f"{folder}: the tokenizer has no pad token; copy the tokenizer files of Qwen2.5-VL again")
-    return pad

@@ -52,9 +52,7 @@ class LanguageSums:
         return teacher_weight * self.teacher_loss + student_weight * self.student_loss
 
 
-def find_supervision(
-    labels: torch.Tensor, teacher_mask: torch.Tensor, *, ignore_index: int = -100
-) -> Supervision:
+def find_supervision(labels: torch.Tensor, teacher_mask: torch.Tensor, *, ignore_index: int = -100) -> Supervision:
     """Align labels to the positions that predict them.
 
     labels: [B, S] int64, not shifted; `ignore_index` where unsupervised. The first token of a sequence has

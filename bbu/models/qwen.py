@@ -53,9 +53,7 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
             path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_model(
-    folder: str | Path, config: ModelConfig, *, for_training: bool = True
-) -> BBUModel:
+def load_model(folder: str | Path, config: ModelConfig, *, for_training: bool = True) -> BBUModel:
     """Load the weights in `config.torch_dtype` with the configured attention of both towers.
 
     Raises ModelError for a missing folder, a foreign architecture, or weights that leave parameters unset.
@@ -91,6 +89,13 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"{path}: cannot load the tokenizer ({_first_line(error)}); check the folder") from error
 
 
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> int:
+    """What batches are padded with; ModelError where the tokenizer names none."""
+    if not isinstance(tokenizer.pad_token_id, int):
+        raise ModelError(f"{folder}: the tokenizer has no pad token; copy the tokenizer files of Qwen2.5-VL again")
+    return tokenizer.pad_token_id
+
+
 def load_image_processor(folder: str | Path) -> Qwen2VLImageProcessorPil:
     """The folder's image processor on Pillow: the stock one needs torchvision, which has no CPU build here."""
     path = check_folder(folder)
@@ -120,7 +125,7 @@ def check_folder(folder: str | Path) -> Path:
 
 def _register_layout() -> None:
     """Weights on disk are named otherwise than in memory; transformers looks the names up by class name."""
-    stock = get_checkpoint_conversion_mapping(_ARCHITECTURE)
+    stock: Any = get_checkpoint_conversion_mapping(_ARCHITECTURE)
     register_checkpoint_conversion_mapping(BBUModel.__name__, stock, overwrite=True)
 
 

@@ -57,7 +57,6 @@ WRONG_SHARE = 0.2
 """Share of connections that are wrongly made; the published counts do not say."""
 
 
-
 @dataclass(frozen=True)
 class PhotoSize:
     """(width, height) resized and as photographed, in px; `weight`: photos of this size in the real data.
@@ -97,7 +96,6 @@ class Part:
     kind: Kind
     box: Box
     correct: bool | None
-
 
     def scaled(self, size: PhotoSize) -> Box:
         """The box in pixels of the photographed picture."""

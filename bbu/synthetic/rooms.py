@@ -104,9 +104,7 @@ def _properties(part: Part) -> dict[str, Any]:
     }
 
 
-def _dirty(
-    annotations: list[tuple[Part, Box]], size: tuple[int, int], random: Random
-) -> list[tuple[Part, Box]]:
+def _dirty(annotations: list[tuple[Part, Box]], size: tuple[int, int], random: Random) -> list[tuple[Part, Box]]:
     """Now and then push one box a little over the border, or write one twice."""
     if annotations and random.random() < OUTSIDE_SHARE:
         part, (x1, y1, x2, y2) = max(annotations, key=lambda pair: pair[1][2])

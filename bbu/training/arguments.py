@@ -71,4 +71,4 @@ def deepspeed_file(name: str) -> Path:
     for path in (Path(name), CONFIG_DIR.parent / name):
         if path.is_file():
             return path.absolute()
-    raise ConfigError(f"deepspeed_config {name}: no such file; there are zero2.json and zero3.json in configs/deepspeed")
+    raise ConfigError(f"deepspeed_config {name}: no such file; see configs/deepspeed")

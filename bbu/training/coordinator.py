@@ -18,9 +18,9 @@ from bbu import provenance
 from bbu.config.flat import DirectConfig
 from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import BBUDataset, load_dataset
-from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, ModelError
+from bbu.errors import PREEMPTED_EXIT_CODE, BBUError
 from bbu.logs import rank_of
-from bbu.models.qwen import check_folder, load_image_processor, load_model, load_tokenizer
+from bbu.models.qwen import check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.rundir import RUN_CONFIG, Owner, RunFolder, held_lease, write_atomic
 from bbu.training.arguments import training_arguments
 from bbu.training.checkpointing import Checkpoint, clean_leftovers, config_hash, newest
@@ -83,9 +83,7 @@ class TrainingCoordinator:
             logger.warning("%s was saved under another config; this one goes on from it", found.path)
         return found
 
-    def _build(
-        self, folder: Path, arguments: Any, check: Callable[[], None]
-    ) -> tuple[BBUTrainer, StatusCallback]:
+    def _build(self, folder: Path, arguments: Any, check: Callable[[], None]) -> tuple[BBUTrainer, StatusCallback]:
         """folder: the model to start from, a checkpoint's own when resuming."""
         config = self._config
         tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
@@ -99,9 +97,8 @@ class TrainingCoordinator:
         def complete(staged: Path) -> None:
             complete_checkpoint(staged, config, tokenizer, processor)
 
-        if tokenizer.pad_token_id is None:
-            raise ModelError(f"{folder}: the tokenizer has no pad token; copy the tokenizer files of Qwen2.5-VL again")
-        collator = StandardDataCollator(tokenizer.pad_token_id, pad_to_multiple_of=config.data.pad_to_multiple_of)
+        pad = pad_token_id(tokenizer, folder)
+        collator = StandardDataCollator(pad, pad_to_multiple_of=config.data.pad_to_multiple_of)
         train = dataset("train")
         validation = dataset("eval") if config.training.eval_strategy != "no" else None
         status = StatusCallback(self.run_folder, config.infrastructure, provenance.job_facts(self._environ))
@@ -162,6 +159,7 @@ def prepare_torch(threads: int) -> None:
     """Threads of a CPU run; and DeepSpeed, which must be told that there is no GPU before it is imported."""
     if threads:
         torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate decides, and warns
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 

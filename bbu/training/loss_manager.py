@@ -73,8 +73,7 @@ class LossManager:
         world_size: DDP averages gradients over ranks; multiplying by it makes the average a sum.
         """
         terms = [
-            self.weight(name) * loss.total / normalisers[COUNTED_BY[base_name(name)]]
-            for name, loss in losses.items()
+            self.weight(name) * loss.total / normalisers[COUNTED_BY[base_name(name)]] for name, loss in losses.items()
         ]
         return torch.stack(terms).sum() * world_size
 
@@ -83,9 +82,7 @@ class LossManager:
         for row, name in enumerate(self.names):
             if name in losses:
                 loss = losses[name]
-                self._window[row] += torch.stack([_double(loss.total), _double(loss.count)]).to(
-                    self._window.device
-                )
+                self._window[row] += torch.stack([_double(loss.total), _double(loss.count)]).to(self._window.device)
 
     def window_means(self) -> dict[str, float]:
         """Unweighted means over the window and all ranks; then the window starts anew. All ranks must call.

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers import ProgressCallback as StockProgress
 
 from bbu.config.flat import DirectConfig
+from bbu.data.dataset import BBUDataset
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
 from bbu.losses.language import LanguageSums, find_supervision, language_sums
 from bbu.rundir import RunFolder
@@ -56,6 +56,11 @@ class BBUTrainer(Trainer):
     Takes Trainer's own arguments besides; `stop` is the flag of the stop signals.
     """
 
+    model: nn.Module
+    model_wrapped: nn.Module
+    train_dataset: BBUDataset
+    eval_dataset: BBUDataset
+
     def __init__(self, *, publication: Publication, stop: StopFlag, eval_collator: Any, **stock: Any) -> None:
         config = publication.config
         args: TrainingArguments = stock["args"]
@@ -67,7 +72,9 @@ class BBUTrainer(Trainer):
         self.eval_losses = LossManager(config.training, config.detection, args.device)
         self.throughput = Throughput(args.device)
         self.publication, self._eval_collator = publication, eval_collator
-        self.guard = GradientGuard(config.training, sharded=self.is_deepspeed_enabled, step=lambda: self.state.global_step)
+        self.guard = GradientGuard(
+            config.training, sharded=self.is_deepspeed_enabled, step=lambda: self.state.global_step
+        )
         self._published: int | None = None
         self._staging: Path | None = None
         for callback in (PrinterCallback, StockProgress):
@@ -109,7 +116,7 @@ class BBUTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(self.parameters.optimizer_groups(), **options)
             self.optimizer.register_step_pre_hook(self.guard)
         return self.optimizer
@@ -142,12 +149,13 @@ class BBUTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Losses on the validation set, averaged over its tokens and all ranks, as `eval/<loss>`."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: BBUDataset = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self._config.training.per_device_eval_batch_size
         batches, counted = eval_batches(len(dataset), size, self.args.process_index, self.args.world_size)
-        loading = self._loading() | {"persistent_workers": False}
+        loading: dict[str, Any] = self._loading() | {"persistent_workers": False}
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=self._eval_collator, **loading)
         self.model_wrapped.eval()
-        for number, batch in enumerate(DataLoader(dataset, batch_sampler=batches, collate_fn=self._eval_collator, **loading)):
+        for number, batch in enumerate(loader):
             with torch.no_grad(), self.compute_loss_context_manager():
                 losses = self._losses_of(self.model_wrapped, self._prepare_inputs(batch))
             if number < counted:
@@ -185,8 +193,7 @@ class BBUTrainer(Trainer):
 
     @property
     def ranks(self) -> Ranks:
-        barrier = dist.barrier if dist.is_initialized() else lambda: None
-        return Ranks(self.args.process_index, self.args.world_size, barrier)
+        return Ranks(self.args.process_index, self.args.world_size, self.accelerator.wait_for_everyone)
 
     def resume_from(self, checkpoint: Path, step: int) -> None:
         """Train on from a checkpoint that verified."""
@@ -240,9 +247,7 @@ class StopCallback(TrainerCallback):
             control.should_evaluate = False  # the notice may be short
 
 
-def _read_language(
-    states: torch.Tensor, head: nn.Module, *, supervision: Any, chunk_size: int
-) -> LanguageSums:
+def _read_language(states: torch.Tensor, head: nn.Module, *, supervision: Any, chunk_size: int) -> LanguageSums:
     return language_sums(states, head, supervision, chunk_size=chunk_size)
 
 

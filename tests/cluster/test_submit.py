@@ -108,9 +108,7 @@ def test_a_job_after_a_failed_one_never_begins(cluster: Cluster, home: Path, env
     assert output(jobs[1][1]) == ""
 
 
-def test_the_training_template_enters_the_image_with_its_arguments(
-    cluster: Cluster, home: Path, env: dict
-) -> None:
+def test_the_training_template_enters_the_image_with_its_arguments(cluster: Cluster, home: Path, env: dict) -> None:
     job_id = cluster.sbatch("-N2", "slurm/train.sbatch", "--config", "smoke", "--print-config", cwd=home, env=env)
     assert cluster.wait(job_id) == "COMPLETED", cluster.describe(job_id)
     assert "run_name: smoke" in cluster.job_output(job_id)
@@ -123,9 +121,7 @@ def test_a_template_passes_an_error_code_through(cluster: Cluster, home: Path, e
     assert "no_such" in cluster.job_output(job_id)
 
 
-def test_a_template_requeues_what_saved_its_state_up_to_its_cap(
-    cluster: Cluster, home: Path, env: dict
-) -> None:
+def test_a_template_requeues_what_saved_its_state_up_to_its_cap(cluster: Cluster, home: Path, env: dict) -> None:
     lines = ["#!/bin/bash", ". slurm/job.sh", f"run_tasks python -c '{TRAINER}'", "finish $?", ""]
     (home / "own.sbatch").write_text("\n".join(lines))
     job_id = cluster.sbatch("-N2", "--requeue", "--open-mode=append", "own.sbatch", cwd=home, env=env)

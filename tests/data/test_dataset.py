@@ -144,8 +144,15 @@ def test_asking_is_the_prefix_of_the_trained_conversation(make_config, tokenizer
 
 def test_a_missing_photo_is_named(load, data_root):
     (data_root / "images/s1.jpg").unlink()
+    with pytest.raises(DataError, match=r"1 images are missing, for example images/s1.jpg"):
+        load()
+
+
+def test_a_photo_that_vanishes_later_is_named_with_its_sample(load, data_root):
+    dataset = load()
+    (data_root / "images/s1.jpg").unlink()
     with pytest.raises(DataError, match=r"train.jsonl\[1\] images/s1.jpg: no image .*s1.jpg"):
-        load()[1]
+        dataset[1]
 
 
 def test_a_truncated_photo_is_named(load, data_root):

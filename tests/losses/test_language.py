@@ -44,10 +44,7 @@ def samples() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
 def batch(chosen, extra: int = 0):
     width = max(len(ids) for ids, _, _ in chosen) + extra
     fills = (0, -100, False)
-    return [
-        torch.stack([pad(row[k], (0, width - len(row[k])), value=fills[k]) for row in chosen])
-        for k in range(3)
-    ]
+    return [torch.stack([pad(row[k], (0, width - len(row[k])), value=fills[k]) for row in chosen]) for k in range(3)]
 
 
 def sums(model: Toy, chosen, *, extra: int = 0, chunk_size: int = 0) -> LanguageSums:
@@ -140,9 +137,7 @@ def test_on_qwen_it_is_the_models_own_loss_times_its_tokens(chunk_size):
     torch.testing.assert_close(found.loss / found.tokens, model(input_ids=ids, labels=labels).loss)
     # The same positions as a mask for the model itself: logits [T, V] without the rest.
     logits = model(input_ids=ids, logits_to_keep=supervision.positions).logits
-    torch.testing.assert_close(
-        cross_entropy(logits.view(-1, 64), supervision.targets, reduction="sum"), found.loss
-    )
+    torch.testing.assert_close(cross_entropy(logits.view(-1, 64), supervision.targets, reduction="sum"), found.loss)
 
 
 def qwen() -> Qwen2_5_VLForConditionalGeneration:

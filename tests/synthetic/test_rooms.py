@@ -44,9 +44,7 @@ def test_objects_per_photo_follow_the_published_quantiles() -> None:
 
 def test_box_sizes_follow_the_published_quantiles() -> None:
     rooms = [draw_room(Random(f"test:{i}"), "full") for i in range(600)]
-    sides = sorted(
-        ((p.box[2] - p.box[0]) * (p.box[3] - p.box[1])) ** 0.5 for room in rooms for p in room.parts
-    )
+    sides = sorted(((p.box[2] - p.box[0]) * (p.box[3] - p.box[1])) ** 0.5 for room in rooms for p in room.parts)
     assert sum(len(room.parts) for room in rooms) / len(rooms) == pytest.approx(1917 / 391, abs=0.4)
     assert 60 <= statistics.median(sides) <= 74
     assert 8 <= sides[len(sides) // 100] <= 14 and 460 <= sides[-len(sides) // 100] <= 590

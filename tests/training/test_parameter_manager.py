@@ -133,9 +133,7 @@ def test_a_head_that_borrows_the_models_embedding_leaves_it_to_the_llm():
     model = with_head()
     borrowed = model.get_input_embeddings().weight
     model.detection_head.queries.weight = borrowed
-    manager = ParameterManager(
-        nn.ModuleDict({"detection_head": model.detection_head, "model": model}), training()
-    )
+    manager = ParameterManager(nn.ModuleDict({"detection_head": model.detection_head, "model": model}), training())
     assert [e.group for e in manager.parameters if e.parameter is borrowed] == ["llm"]
 
 
@@ -161,9 +159,7 @@ def test_norms_and_rates_are_told_per_group():
     model = qwen()
     manager = ParameterManager(model, training())
     squares = sum(float(v) ** 2 for v in manager.weight_norms().values())
-    assert squares == pytest.approx(
-        sum(float(p.detach().square().sum()) for p in model.parameters()), rel=1e-4
-    )
+    assert squares == pytest.approx(sum(float(p.detach().square().sum()) for p in model.parameters()), rel=1e-4)
     assert manager.grad_norms() == {}
     model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
     assert set(manager.grad_norms()) == {"gn/llm"} and manager.grad_norms()["gn/llm"] > 0

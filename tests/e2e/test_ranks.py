@@ -1,0 +1,65 @@
+"""Two ranks on this machine train what one rank trains, by DDP and by DeepSpeed's ZeRO-2, and resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bbu.training.checkpointing import verify
+from tests.commands import Demo, Finished, call
+from tests.training.test_coordinator import scalars
+
+pytestmark = pytest.mark.e2e
+
+COMPARED = ("lm_loss", "teacher_lm_loss", "student_lm_loss", "loss", "grad_norm", "gn/llm", "gn/vision", "wn/llm")
+TOLERANCE = 2e-4
+"""Relative. Sums are taken in another order; six Adam steps later that is what has become of it."""
+
+
+def train(demo: Demo, out: Path, name: str, *settings: str, ranks: int) -> Finished:
+    where = [*demo.settings, f"output_root={out}", f"run_name={name}"]
+    done = call("submit", *where, *settings, arguments=("--nodes", str(ranks), "--config", "smoke"), cwd=out)
+    assert done.code == 0, done.out + done.err
+    return done
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def one_rank(demo: Demo, out: Path) -> dict[str, dict[int, float]]:
+    train(demo, out, "one", "per_device_train_batch_size=4", ranks=1)
+    return scalars(out / "output-one")
+
+
+@pytest.mark.parametrize("deepspeed", ["false", "true"], ids=["ddp", "zero2"])
+def test_two_ranks_give_the_curve_of_one(demo: Demo, out: Path, one_rank: dict, deepspeed: str):
+    name = f"deepspeed-{deepspeed}"
+    train(demo, out, name, f"deepspeed_enabled={deepspeed}", ranks=2)
+    curve = scalars(out / f"output-{name}")
+    for tag in COMPARED:
+        assert curve[tag] == pytest.approx(one_rank[tag], rel=TOLERANCE), tag
+    assert verify(out / f"output-{name}/checkpoint-6").world_size == 2
+
+
+def test_zero2_resumes_with_the_optimizer_state_of_every_rank(demo: Demo, out: Path, one_rank: dict):
+    name, run = "resumed", out / "output-resumed"
+    train(demo, out, name, "deepspeed_enabled=true", ranks=2)
+    shutil.rmtree(run / "checkpoint-6")
+    done = train(demo, out, name, "deepspeed_enabled=true", ranks=2)
+    assert "going on from" in done.out and "step 4/6" in done.out and "step 3/6" not in done.out, done.out
+    assert scalars(run)["lm_loss"] == pytest.approx(one_rank["lm_loss"], rel=TOLERANCE)
+
+
+def test_a_rank_that_refuses_ends_all_ranks_with_its_code(demo: Demo, out: Path, tmp_path: Path):
+    shutil.copytree(demo.root / "data", tmp_path / "data")
+    (tmp_path / "data" / "train.jsonl").write_text('{"images": ["../x"], "objects": []}\n', encoding="utf-8")
+    where = [*demo.settings, f"output_root={tmp_path}", f"data_root={tmp_path}/data"]
+    done = call("submit", *where, arguments=("--nodes", "2", "--config", "smoke"), cwd=tmp_path)
+    assert done.code == 3 and "outside data_root" in done.out and "Traceback" not in done.out, done.out
+    assert json.loads((tmp_path / "output-smoke/provenance.json").read_text())["starts"]
