@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--pending", type=Path, metavar="RUN", help="every checkpoint of a run folder without a score")
     add = described.add_argument
     add("--config", metavar="NAME", help="score under this run config (the one the checkpoint was trained with)")
+    add("--use-new-config", action="store_true", help="that config is in five sections")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
     return described
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     folders = [arguments.checkpoint] if arguments.checkpoint else published(arguments.pending)
     for folder in folders:
-        score(folder, arguments.config, arguments.overrides)
+        score(folder, arguments)
     return 0
 
 
@@ -63,13 +64,19 @@ def published(run: Path) -> list[Path]:
     return [folder.checkpoint(step) for step in folder.steps()]
 
 
-def score(folder: Path, config_name: str | None, overrides: Sequence[str]) -> None:
+def load(folder: Path, arguments: argparse.Namespace) -> DirectConfig:
+    """The config asked for, or the one the checkpoint was trained with."""
+    name = arguments.config or str(folder / RUN_CONFIG)
+    return load_config(name, overrides=arguments.overrides, use_new=arguments.use_new_config)
+
+
+def score(folder: Path, arguments: argparse.Namespace) -> None:
     """Score one checkpoint and print the report, unless another worker is at it."""
     folder = folder.absolute()
     if not CHECKPOINT_NAME.fullmatch(folder.name):
         raise CheckpointError(f"{folder}: not a checkpoint-{{step}} folder of a run")
     manifest = verify(folder)
-    config = load_config(config_name or str(folder / RUN_CONFIG), overrides=overrides)
+    config = load(folder, arguments)
     infra, run = config.infrastructure, RunFolder(folder.parent)
     set_up_logging(infra.log_level, infra.log_verbose)
     ledger = open_ledger(run, infra.eval_claim_timeout_s)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bbu.config.flat import DirectConfig
 from bbu.config.load import load_config
 from bbu.errors import JobError, run_entry
 from bbu.jobs.clusters import ClusterProfile, load_profile
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cluster", default=os.environ.get("BBU_CLUSTER", "local"), metavar="NAME",
         help="a profile under configs/clusters, or a path (BBU_CLUSTER, else local: this machine)")  # fmt: skip
     add("--config", default="base_flat", metavar="NAME", help="a run config under configs, or a path (base_flat)")
+    add("--use-new-config", action="store_true", help="the run config is in five sections")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
     add(
         "--demo", action="store_true", help="first draw synthetic rooms and build the tiny model, unless they are there"
@@ -37,29 +39,36 @@ def parser() -> argparse.ArgumentParser:
     return described
 
 
-def run_arguments(config: str, overrides: Sequence[str]) -> tuple[str, ...]:
+def run_config(arguments: argparse.Namespace) -> DirectConfig:
+    """The run config of the command line, checked here rather than in the queue."""
+    return load_config(arguments.config, overrides=arguments.overrides, use_new=arguments.use_new_config)
+
+
+def run_arguments(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The part of the command line that every entry understands."""
-    return ("--config", config, *(part for override in overrides for part in ("--set", override)))
+    form = ("--use-new-config",) if arguments.use_new_config else ()
+    overrides = (part for override in arguments.overrides for part in ("--set", override))
+    return ("--config", arguments.config, *form, *overrides)
 
 
-def plan(arguments: argparse.Namespace, profile: ClusterProfile) -> tuple[JobSpec, ...]:
+def plan(arguments: argparse.Namespace, profile: ClusterProfile, config: DirectConfig) -> tuple[JobSpec, ...]:
     """The jobs of one command line, in the order in which they must end."""
-    run = run_arguments(arguments.config, arguments.overrides)
+    run = run_arguments(arguments)
     jobs: list[JobSpec] = []
-    if arguments.demo and (commands := demonstration(arguments)):
+    if arguments.demo and (commands := demonstration(config)):
         jobs.append(host_job("demo", commands, profile))
     if arguments.job in ("convert", "pipeline"):
         jobs += conversion(run, profile)
     if arguments.job in ("train", "pipeline"):
         jobs.append(training(run, arguments, profile))
     if arguments.job in ("eval", "pipeline"):
-        jobs.append(evaluation(run, arguments, profile))
-    return tuple(chain(jobs))
+        jobs.append(evaluation(run, arguments, profile, config))
+    requeues = config.infrastructure.max_requeues
+    return tuple(dataclasses.replace(job, max_requeues=requeues) for job in chain(jobs))
 
 
-def demonstration(arguments: argparse.Namespace) -> tuple[tuple[str, ...], ...]:
+def demonstration(config: DirectConfig) -> tuple[tuple[str, ...], ...]:
     """What draws the rooms and what builds the tiny model, where the config points; not what is there already."""
-    config = load_config(arguments.config, overrides=arguments.overrides)
     model, rooms = config.model.model_path, config.data.vendor_dir
     build = f"from bbu.models.tiny import build_tiny_model; build_tiny_model({model!r}, seed={config.training.seed})"
     wanted = {rooms: ("-m", "bbu.demo", "--out", rooms), model: ("-c", build)}
@@ -105,9 +114,10 @@ def training(run: tuple[str, ...], arguments: argparse.Namespace, profile: Clust
     return dataclasses.replace(job, nodes=arguments.nodes, tasks_per_node=max(1, gpus))
 
 
-def evaluation(run: tuple[str, ...], arguments: argparse.Namespace, profile: ClusterProfile) -> JobSpec:
+def evaluation(
+    run: tuple[str, ...], arguments: argparse.Namespace, profile: ClusterProfile, config: DirectConfig
+) -> JobSpec:
     """Score what the run has left unscored, on one GPU if there is one."""
-    config = load_config(arguments.config, overrides=arguments.overrides)
     folder = RunFolder.of(config.infrastructure.output_root, config.infrastructure.run_name)
     command = ("-m", "bbu.eval", *run, "--pending", str(folder.root))
     return host_job("eval", (command,), profile, min(1, gpus_of(arguments, profile)))
@@ -120,8 +130,7 @@ def gpus_of(arguments: argparse.Namespace, profile: ClusterProfile) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     profile = load_profile(arguments.cluster)
-    load_config(arguments.config, overrides=arguments.overrides)  # refuse here rather than in the queue
-    specs = plan(arguments, profile)
+    specs = plan(arguments, profile, run_config(arguments))
     if arguments.dry_run:
         print(dry_run(specs, profile, HOME))
         return 0

@@ -22,8 +22,7 @@ from bbu.errors import ConfigError
 PROFILES = CONFIG_DIR / "clusters"
 CHOICES = {"executor": ("slurm", "local"), "shield": ("auto", "on", "off")}
 AT_LEAST = {
-    "gpus_per_node": 0, "cpus_per_task": 1, "time_minutes": 1, "signal_seconds": 1, "max_restarts": 0,
-    "convert_tasks": 1,
+    "gpus_per_node": 0, "cpus_per_task": 1, "time_minutes": 1, "signal_seconds": 1, "convert_tasks": 1,
 }  # fmt: skip
 
 
@@ -35,10 +34,9 @@ class ClusterProfile:
     nodes; image: the container image, null to run on the host; binds: folders bound into the image; shield:
     see slurm/container.sh; partition, account, qos, constraint: as sbatch takes them, null to leave out;
     gpus_per_node: one task is started per GPU, at least one per node; memory_gb: per node, null to leave out;
-    signal_seconds: how long before the time limit USR2 is sent; max_restarts: requeues after a saved stop;
-    network_interface: for NCCL and gloo, null to let them choose; master_suffix: appended to the first node's
-    name to get an address all nodes resolve; convert_tasks: array size of the conversion; environment: more
-    variables for the tasks.
+    signal_seconds: how long before the time limit USR2 is sent; network_interface: for NCCL and gloo, null to
+    let them choose; master_suffix: appended to the first node's name to get an address all nodes resolve;
+    convert_tasks: array size of the conversion; environment: more variables for the tasks.
     """
 
     executor: str
@@ -55,7 +53,6 @@ class ClusterProfile:
     memory_gb: float | None
     time_minutes: int
     signal_seconds: int
-    max_restarts: int
     network_interface: str | None
     master_suffix: str
     convert_tasks: int

@@ -81,7 +81,7 @@ def tasks_of(spec: JobSpec, profile: ClusterProfile, home: Path) -> list[Contain
             home=home,
             image=profile.image,
             environment=environment,
-            max_restarts=profile.max_restarts,
+            max_requeues=spec.max_requeues,
             master_suffix=profile.master_suffix,
             grace_seconds=profile.signal_seconds,
         )

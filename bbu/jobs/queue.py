@@ -12,15 +12,15 @@ def restart_count(environ: Mapping[str, str]) -> int:
     return int(environ.get("SLURM_RESTART_COUNT") or 0)
 
 
-def requeue(environ: Mapping[str, str], max_restarts: int) -> bool:
-    """Put the running Slurm job back into the queue unless it has been there `max_restarts` times; say so.
+def requeue(environ: Mapping[str, str], max_requeues: int) -> bool:
+    """Put the running Slurm job back into the queue unless it has been there `max_requeues` times; say so.
 
     Returns False, with the reason on standard error, if it was not put back. On success Slurm kills the
     job's processes within moments.
     """
     job, restarts = environ["SLURM_JOB_ID"], restart_count(environ)
-    if restarts >= max_restarts:
-        tell(f"job {job} was restarted {restarts} times, the most allowed (max_restarts); not requeued")
+    if restarts >= max_requeues:
+        tell(f"job {job} was restarted {restarts} times, the most allowed (max_requeues); not requeued")
         return False
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
@@ -30,7 +30,7 @@ def requeue(environ: Mapping[str, str], max_restarts: int) -> bool:
     if done.returncode:
         tell(f"scontrol requeue {job} failed: {done.stderr.strip()}; submit the job again to go on")
         return False
-    tell(f"job {job} saved its state and is requeued (restart {restarts + 1} of {max_restarts})")
+    tell(f"job {job} saved its state and is requeued (restart {restarts + 1} of {max_requeues})")
     return True
 
 

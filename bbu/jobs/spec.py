@@ -14,8 +14,9 @@ class JobSpec:
 
     `commands` holds what follows `python`, once per array element: `(("-m", "bbu.train", "--config", "smoke"),)`.
     Each element runs as `nodes` x `tasks_per_node` tasks. `memory_gb` is per node, None leaves it to Slurm;
-    `time_minutes` is the wall-clock limit. `after` names jobs of the same submission (by `name`) that must end
-    well before this one begins. Raises JobError for a job that could never run.
+    `time_minutes` is the wall-clock limit; `max_requeues` caps how often the job goes back into the queue after a
+    stop with its state saved. `after` names jobs of the same submission (by `name`) that must end well before this
+    one begins. Raises JobError for a job that could never run.
     """
 
     name: str
@@ -27,6 +28,7 @@ class JobSpec:
     memory_gb: float | None
     time_minutes: int
     after: tuple[str, ...] = ()
+    max_requeues: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -109,7 +109,7 @@ class ContainerTask:
     home: Path
     image: str | None
     environment: Mapping[str, str]
-    max_restarts: int
+    max_requeues: int
     master_suffix: str
     grace_seconds: int
 
@@ -131,7 +131,7 @@ class ContainerTask:
         return 0
 
     def goes_on(self, environment: Mapping[str, str]) -> bool:
-        return environment["RANK"] != "0" or requeue(os.environ, self.max_restarts)
+        return environment["RANK"] != "0" or requeue(os.environ, self.max_requeues)
 
 
 def run_under_slurm(argv: list[str], environment: Mapping[str, str]) -> int:

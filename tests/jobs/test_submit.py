@@ -10,14 +10,17 @@ import pytest
 
 from bbu.jobs.clusters import load_profile
 from bbu.jobs.spec import JobSpec
-from bbu.submit import main, parser, plan
+from bbu.submit import main, parser, plan, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def planned(*argv: str, cluster: str = "test") -> dict[str, JobSpec]:
     arguments = parser().parse_args([*argv, "--config", "smoke"])
-    return {job.name: job for job in plan(arguments, load_profile(cluster, {"BBU_IMAGE": "/image.sif"}))}
+    return {
+        job.name: job
+        for job in plan(arguments, load_profile(cluster, {"BBU_IMAGE": "/image.sif"}), run_config(arguments))
+    }
 
 
 def test_help_loads_neither_torch_nor_submitit():
@@ -47,6 +50,16 @@ def test_overrides_reach_every_stage():
     jobs = planned("pipeline", "--set", "seed=7")
     commands = [command for job in jobs.values() for command in job.commands]
     assert all(command[4:6] == ("--set", "seed=7") for command in commands)
+
+
+def test_the_run_config_says_how_often_a_job_is_requeued():
+    assert planned("--set", "max_requeues=3")["train"].max_requeues == 3
+
+
+def test_the_sectioned_form_reaches_every_stage():
+    arguments = parser().parse_args(["pipeline", "--config", "base_flat_v2", "--use-new-config"])
+    jobs = plan(arguments, load_profile("local"), run_config(arguments))
+    assert all("--use-new-config" in command for job in jobs for command in job.commands)
 
 
 def test_the_pipeline_goes_from_photos_to_scores():
