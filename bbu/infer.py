@@ -26,6 +26,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    if absent := [str(path) for path in arguments.images if not path.is_file()]:
+        raise DataError(f"no such photo: {', '.join(absent)}; check the names")
     targets = drawn_names(arguments.images)
     from bbu.data.images import load_image
     from bbu.inference import Qwen25VLInference
