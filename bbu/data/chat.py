@@ -79,6 +79,11 @@ class ChatBuilder:
             self._write_answer(chat, turn)
         return chat
 
+    def caption(self, desc: str) -> tuple[int, ...]:
+        """A description as the caption branch learns to write it, the end token included."""
+        ids = self._tokenizer.encode(desc, add_special_tokens=False, split_special_tokens=True)
+        return (*ids, _special_id(self._tokenizer, IM_END))
+
     def _write_question(self, chat: Chat, turn: Turn) -> None:
         self._write(chat, f"{IM_START}user\n", trusted=True)
         for count in turn.placeholders:

@@ -6,36 +6,47 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from bbu.data.types import IGNORE_INDEX, ROLE_CODES, Sample
 
 
-class Batch(TypedDict):
-    """B samples, padded to S tokens. The first six keys go to the model as they are."""
+class StudentFields(TypedDict):
+    """What the detection head looks at and has to find, for N samples however they are batched.
+
+    It sees the student's own image and instruction, never an answer, a teacher or another sample.
+    """
+
+    student_images: torch.Tensor
+    """[N] int64, row of image_grid_thw of each student's first image"""
+    prompt_ids: torch.Tensor
+    """[N, T] int64, the students' instructions, padded on the right"""
+    prompt_mask: torch.Tensor
+    """[N, T] bool, True at real tokens"""
+    boxes: list[torch.Tensor]
+    """N tensors [O, 4] float32, cxcywh in 0..1 of the student's first image"""
+    caption_ids: torch.Tensor
+    """[M, C] int64, descriptions of all objects of all samples in order, IGNORE_INDEX after the end token"""
+    sample_names: list[str]
+
+
+class Batch(StudentFields):
+    """B samples, padded to S tokens. The first five keys go to the model as they are."""
 
     input_ids: torch.Tensor
     """[B, S] int64"""
     attention_mask: torch.Tensor
     """[B, S] int64, 1 at real tokens"""
-    labels: torch.Tensor
-    """[B, S] int64, IGNORE_INDEX where unsupervised; not shifted"""
     mm_token_type_ids: torch.Tensor
     """[B, S] int64, 1 at image placeholders"""
     pixel_values: torch.Tensor
     """[P, 1176] float32, all images of all samples in order"""
     image_grid_thw: torch.Tensor
     """[I, 3] int64"""
+    labels: torch.Tensor
+    """[B, S] int64, IGNORE_INDEX where unsupervised; not shifted"""
     answer_roles: torch.Tensor
     """[B, S] int64, ROLE_CODES at supervised tokens, else 0"""
-    student_image_mask: torch.Tensor
-    """[B, S] bool, placeholders of the student's first image: what the detection head looks at"""
-    student_prompt_mask: torch.Tensor
-    """[B, S] bool, the student's instruction between image and answer; never the answer"""
-    boxes: list[torch.Tensor]
-    """B tensors [N, 4] float32, cxcywh in 0..1 of the student's first image"""
-    descs: list[list[str]]
-    """B lists of N descriptions"""
-    sample_names: list[str]
 
 
 class StandardDataCollator:
@@ -61,11 +72,7 @@ class StandardDataCollator:
             pixel_values=torch.cat([s.pixel_values for s in samples]),
             image_grid_thw=torch.cat([s.image_grid_thw for s in samples]),
             answer_roles=pad([answer_roles(s) for s in samples], 0),
-            student_image_mask=pad([student_image_mask(s) for s in samples], 0),
-            student_prompt_mask=pad([student_prompt_mask(s) for s in samples], 0),
-            boxes=[normalised_boxes(s) for s in samples],
-            descs=[[o.desc for o in s.objects] for s in samples],
-            sample_names=[s.name for s in samples],
+            **student_fields(samples, self._pad_id),
         )
 
     def _pad(self, row: torch.Tensor, width: int, value: int) -> torch.Tensor:
@@ -82,21 +89,21 @@ def answer_roles(sample: Sample) -> torch.Tensor:
     return roles
 
 
-def student_image_mask(sample: Sample) -> torch.Tensor:
-    """[S] bool: placeholders of the student's first image."""
-    mask = torch.zeros(len(sample), dtype=torch.bool)
-    first = next(span for span in sample.images if span.role == "student")
-    mask[first.start : first.end] = True
-    return mask
-
-
-def student_prompt_mask(sample: Sample) -> torch.Tensor:
-    """[S] bool: text after the student's last image and before its answer (or the end, where it has none)."""
-    mask = torch.zeros(len(sample), dtype=torch.bool)
-    last = [span for span in sample.images if span.role == "student"][-1]
-    ends = [span.start for span in sample.answers if span.role == "student"]
-    mask[last.end : ends[0] if ends else len(sample)] = True
-    return mask
+def student_fields(samples: Sequence[Sample], pad_id: int) -> StudentFields:
+    """The detection head's share of a batch."""
+    images = [len(s.images) for s in samples]
+    prompts = [s.input_ids[s.prompt] for s in samples]
+    captions = [torch.tensor(caption) for s in samples for caption in s.captions]
+    return StudentFields(
+        student_images=torch.tensor([sum(images[:i]) + s.student_image for i, s in enumerate(samples)]),
+        prompt_ids=pad_sequence(prompts, batch_first=True, padding_value=pad_id),
+        prompt_mask=pad_sequence([torch.ones_like(p, dtype=torch.bool) for p in prompts], batch_first=True),
+        boxes=[normalised_boxes(s) for s in samples],
+        caption_ids=pad_sequence(captions, batch_first=True, padding_value=IGNORE_INDEX)
+        if captions
+        else torch.zeros((0, 1), dtype=torch.int64),
+        sample_names=[s.name for s in samples],
+    )
 
 
 def normalised_boxes(sample: Sample) -> torch.Tensor:

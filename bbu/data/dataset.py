@@ -117,6 +117,7 @@ class SampleBuilder:
             answers=tuple(chat.answers),
             images=tuple(chat.images),
             objects=objects,
+            captions=tuple(self._chat.caption(item.desc) for item in objects),
             image_size=(student.width, student.height),
         )
 

@@ -36,6 +36,7 @@ class Sample:
     answers: supervised tokens (`<|im_end|>` included), one span per answered turn.
     images: placeholder tokens, one span per image, in the order of `image_grid_thw`.
     objects: the student's, boxes in pixels of the first student image as the model sees it.
+    captions: token ids of each object's description, the end token included.
     """
 
     name: str
@@ -52,8 +53,21 @@ class Sample:
     answers: tuple[Span, ...]
     images: tuple[Span, ...]
     objects: tuple[BBUObject, ...]
+    captions: tuple[tuple[int, ...], ...]
     image_size: tuple[int, int]
     """(width, height) in pixels of the first student image as the model sees it"""
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def student_image(self) -> int:
+        """Row of the student's first image in `image_grid_thw`."""
+        return next(i for i, span in enumerate(self.images) if span.role == "student")
+
+    @property
+    def prompt(self) -> slice:
+        """Tokens of the student's instruction: after its last image, before its answer (or the end)."""
+        last = [span for span in self.images if span.role == "student"][-1]
+        ends = [span.start for span in self.answers if span.role == "student"]
+        return slice(last.end, ends[0] if ends else len(self))

@@ -60,5 +60,6 @@ def test_position_ids_of_an_image_span_rows_and_columns(model, samples):
     batch = StandardDataCollator(0)(samples[:1])
     args = (batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"])
     positions, _ = model.model.get_rope_index(*args)
-    image = positions[:, 0, batch["student_image_mask"][0]]
+    placeholders = batch["mm_token_type_ids"][0].bool().nonzero().flatten()
+    image = positions[:, 0, placeholders[-12:]]
     assert [len(axis.unique()) for axis in image] == [1, 3, 4]

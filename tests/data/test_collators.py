@@ -45,19 +45,23 @@ def test_roles_cover_exactly_the_labels_and_tell_teacher_from_student(samples):
     assert [sorted(set(row.tolist())) for row in batch["answer_roles"]] == [[0, 1, 2], [0, 2]]
 
 
-def test_the_head_sees_the_students_image_and_prompt_but_no_answer_and_no_teacher(samples):
+def test_the_head_sees_the_students_image_and_instruction_alone(samples, tokenizer):
     batch = StandardDataCollator(0)(samples)
-    image, prompt = batch["student_image_mask"], batch["student_prompt_mask"]
-    assert image.dtype == prompt.dtype == torch.bool
-    assert image.sum(-1).tolist() == [12, 12]
-    assert not (batch["answer_roles"].bool() & (image | prompt)).any()
-    teacher_end = samples[0].answers[0].end
-    assert not (image | prompt)[0, :teacher_end].any()
-    assert prompt.any(-1).all()
+    assert batch["student_images"].tolist() == [1, 2]  # image 0 is the teacher's
+    for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True):
+        text = tokenizer.decode(ids[mask])
+        assert "请检测照片中的所有部件" in text and "image_pad" not in text and "bbox_2d" not in text
+        assert text.endswith("<|im_start|>assistant\n")
+
+
+def test_captions_are_the_descriptions_in_order_with_their_end(samples, tokenizer):
+    batch = StandardDataCollator(0)(samples)
+    (caption,) = batch["caption_ids"]
+    assert tokenizer.decode(caption[caption != IGNORE_INDEX]) == "螺丝连接点/BBU安装螺丝/安装正确<|im_end|>"
+    assert StandardDataCollator(0)(samples[1:])["caption_ids"].shape == (0, 1)
 
 
 def test_boxes_are_centre_and_size_as_shares_of_the_students_image(samples):
     batch = StandardDataCollator(0)(samples)
     torch.testing.assert_close(batch["boxes"][0], torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
     assert batch["boxes"][1].shape == (0, 4)
-    assert [len(d) for d in batch["descs"]] == [1, 0]
