@@ -7,8 +7,10 @@ interrupted worker has predicted is kept.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,13 @@ from bbu.training.checkpointing import MANIFEST, verify
 
 DECISIVE = (
     "attn_implementation", "vision_attn_implementation", "torch_dtype", "generation_max_new_tokens",
-    "generation_repetition_penalty", "eval_iou_threshold", "eval_bootstrap_samples", "eval_bootstrap_confidence",
-    "min_pixels", "max_pixels", "language", "eval_prompt", "max_eval_examples",
+    "generation_repetition_penalty", "detection_score_threshold", "detection_max_predictions", "eval_iou_threshold",
+    "eval_bootstrap_samples", "eval_bootstrap_confidence", "min_pixels", "max_pixels", "language", "eval_prompt",
+    "max_eval_examples",
 )  # fmt: skip
 """The config keys that a score depends on; they are part of its key."""
+SOURCES = ("answer", "head", "both")
+HEAD_KEY = "bbu_detection_head"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint-{step} folder of a run")
     what.add_argument("--pending", type=Path, metavar="RUN", help="every checkpoint of a run folder without a score")
     add = described.add_argument
+    add(
+        "--source", choices=SOURCES, help="what to ask: the answer, the head, or both together (each, if it has a head)"
+    )
+    add("--teachers", type=int, default=0, metavar="N", help="worked examples before each photo (0)")
     add("--config", metavar="NAME", help="score under this run config (the one the checkpoint was trained with)")
     add("--use-new-config", action="store_true", help="that config is in five sections")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
@@ -71,88 +80,123 @@ def load(folder: Path, arguments: argparse.Namespace) -> DirectConfig:
 
 
 def score(folder: Path, arguments: argparse.Namespace) -> None:
-    """Score one checkpoint and print the report, unless another worker is at it."""
+    """Score one checkpoint in each way that is asked for, and print the reports."""
     folder = folder.absolute()
     if not CHECKPOINT_NAME.fullmatch(folder.name):
         raise CheckpointError(f"{folder}: not a checkpoint-{{step}} folder of a run")
-    manifest = verify(folder)
+    verify(folder)
     config = load(folder, arguments)
-    infra, run = config.infrastructure, RunFolder(folder.parent)
-    set_up_logging(infra.log_level, infra.log_verbose)
-    ledger = open_ledger(run, infra.eval_claim_timeout_s)
-    work = plan(run, folder, manifest.step, config)
+    set_up_logging(config.infrastructure.log_level, config.infrastructure.log_verbose)
+    photos = Photos(folder, config, arguments.teachers)
+    for source in (arguments.source,) if arguments.source else sources_of(folder):
+        score_source(photos, source)
+
+
+def sources_of(folder: Path) -> tuple[str, ...]:
+    """What a checkpoint can be asked: one without a detection head has its answer alone."""
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return SOURCES if described.get(HEAD_KEY) else ("answer",)
+
+
+def score_source(photos: Photos, source: str) -> None:
+    """Score one way of asking, unless another worker is at it, and print the report."""
+    config, run = photos.config, RunFolder(photos.folder.parent)
+    infra = config.infrastructure
+    work = plan(run, photos, source)
     fresh = not (work.folder / METRICS).exists()
     owner = {**provenance.job_facts(os.environ), "pid": os.getpid()}
-    result = run_evaluation(work, ledger, owner, config.training, lambda views: predictions(folder, config, views))
+    ledger = open_ledger(run, infra.eval_claim_timeout_s)
+    result = run_evaluation(work, ledger, owner, config.training, partial(photos.predictions, source=source))
     if result is None:
-        print(f"{folder.name}: another worker is scoring it")
+        print(f"{photos.folder.name}: another worker is scoring its {source}")
         return
     if fresh and infra.tensorboard:
-        write_scalars(run, result)
-    print(f"\n{folder.name} on {config.data.val_file}\n\n{table(result)}\n")
+        write_scalars(run, source, result)
+    print(f"\n{photos.folder.name} on {config.data.val_file}, {source}\n\n{table(result)}\n")
     print(f"{work.folder / METRICS}\nrun folder: {run.root}")
 
 
-def plan(run: RunFolder, folder: Path, step: int, config: DirectConfig) -> Evaluation:
+def plan(run: RunFolder, photos: Photos, source: str) -> Evaluation:
     """What there is to score, under a key that names everything the result depends on."""
+    config = photos.config
     truth = Path(config.data.data_root) / config.data.val_file
     limit = config.data.max_eval_examples
     views = [record.student for record in read_records(truth)]
     facts = {
-        "checkpoint_manifest_sha256": provenance.file_hash(folder / MANIFEST),
+        "checkpoint_manifest_sha256": provenance.file_hash(photos.folder / MANIFEST),
         "dataset_sha256": provenance.file_hash(truth),
         "code_sha256": provenance.code_hash(),
         "image_sha256": provenance.image_digest(os.environ),
         "config": {key: getattr(config, key) for key in DECISIVE},
+        "source": source,
+        "teachers": photos.teachers,
     }
     key = evaluation_key(
         manifest_sha=facts["checkpoint_manifest_sha256"],
-        eval_config=facts["config"],
+        eval_config=facts["config"] | {"source": source, "teachers": photos.teachers},
         dataset_hash=facts["dataset_sha256"],
         code=f"{facts['code_sha256']} {facts['image_sha256']}",
     )
-    return Evaluation(key, step, result_folder(run, step, key), views[:limit] if limit >= 0 else views, facts)
+    folder = result_folder(run, photos.manifest_step, source, key)
+    return Evaluation(key, photos.manifest_step, folder, views[:limit] if limit >= 0 else views, facts)
 
 
-def predictions(folder: Path, config: DirectConfig, views: Sequence[View]) -> Iterator[list[Prediction]]:
-    """Greedy answers batch by batch; a photo that cannot be read is a failed prediction, not the end."""
-    from bbu.inference.predictor import AnswerPredictor, best_device
+class Photos:
+    """One checkpoint looking at photos; the model is loaded when the first of them is to be predicted."""
 
-    predictor = AnswerPredictor(folder, config.model, config.data, best_device())
-    size = config.model.generation_batch_size
-    for start in range(0, len(views), size):
-        yield predict_batch(predictor, Path(config.data.data_root), views[start : start + size])
+    def __init__(self, folder: Path, config: DirectConfig, teachers: int) -> None:
+        self.folder, self.config, self.teachers = folder, config, teachers
+        self.manifest_step = int(folder.name.rpartition("-")[2])
+        self._root = Path(config.data.data_root)
 
+    def predictions(self, views: Sequence[View], source: str) -> Iterator[list[Prediction]]:
+        """Batch by batch; a photo that cannot be read is a failed prediction, not the end."""
+        size = self.config.model.generation_batch_size
+        for start in range(0, len(views), size):
+            yield self._batch(views[start : start + size], source)
 
-def predict_batch(predictor: Any, root: Path, views: Sequence[View]) -> list[Prediction]:
-    from bbu.data.images import load_image
+    @cached_property
+    def _predictor(self) -> Any:
+        from bbu.inference.predictor import Predictor, best_device
 
-    readable, images, failed = [], [], []
-    for view in views:
-        try:
-            images.append(load_image(root / view.images[0], view.images[0]))
-            readable.append(view)
-        except DataError as error:
-            failed.append(Prediction(view.images[0], (), status="failed", rejected={str(error): 1}))
-    answers = predictor.predict(images) if images else []
-    return failed + [
-        Prediction(
-            image=view.images[0],
-            objects=answer.objects,
-            status=answer.status,
-            width=image.width,
-            height=image.height,
-            rejected=answer.rejected,
+        config = self.config
+        return Predictor(
+            self.folder, config.model, config.data, config.detection, device=best_device(), num_teachers=self.teachers
         )
-        for view, image, answer in zip(readable, images, answers, strict=True)
-    ]
+
+    def _batch(self, views: Sequence[View], source: str) -> list[Prediction]:
+        from bbu.data.images import load_image
+
+        readable, images, failed = [], [], []
+        for view in views:
+            try:
+                images.append(load_image(self._root / view.images[0], view.images[0]))
+                readable.append(view.images[0])
+            except DataError as error:
+                failed.append(Prediction(view.images[0], (), status="failed", rejected={str(error): 1}))
+        found = self._predictor.predict(images, source=source) if images else []
+        return failed + [prediction_of(name, one) for name, one in zip(readable, found, strict=True)]
 
 
-def write_scalars(run: RunFolder, result: Mapping[str, Any]) -> None:
+def prediction_of(image: str, found: Any) -> Prediction:
+    """What inference found, as the predictions file keeps it."""
+    return Prediction(
+        image=image,
+        objects=found.objects,
+        scores=found.scores,
+        status=found.status,
+        score_source=found.score_source,
+        width=found.size[0],
+        height=found.size[1],
+        rejected=found.rejected,
+    )
+
+
+def write_scalars(run: RunFolder, source: str, result: Mapping[str, Any]) -> None:
     """The headline into TensorBoard, at the checkpoint's step, beside the training curves."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(run.tensorboard / "eval")) as writer:
+    with SummaryWriter(str(run.tensorboard / "eval" / source)) as writer:
         for name, value in scalars(result).items():
             writer.add_scalar(name, value, result["step"])
 

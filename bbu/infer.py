@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bbu.errors import DataError, run_entry
-from bbu.schema import BBUObject, View, view_to_dict
+from bbu.schema import Box
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,6 +21,8 @@ def parser() -> argparse.ArgumentParser:
     add("images", nargs="+", type=Path, metavar="IMAGE", help="photos")
     add("--checkpoint", required=True, type=Path, metavar="DIR", help="a checkpoint-{step} folder of a run")
     add("--prompt", help="instead of the instruction the run was trained with")
+    add("--source", choices=("answer", "head", "both"), default="answer", help="what to ask (answer)")
+    add("--teachers", type=int, default=0, metavar="N", help="worked examples before each photo (0)")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the pictures (predictions)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
     return described
@@ -34,16 +38,28 @@ def main(argv: list[str] | None = None) -> int:
     from bbu.inference.drawing import draw_detections
 
     images = [load_image(path, "bbu.infer") for path in arguments.images]
-    predictor = Qwen25VLInference(arguments.checkpoint, overrides=arguments.overrides)
-    all_boxes, all_captions = predictor.predict_detection(images, arguments.prompt)
+    predictor = Qwen25VLInference(
+        arguments.checkpoint, overrides=arguments.overrides, num_teacher_samples=arguments.teachers
+    )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for path, name, image, boxes, captions in zip(
-        arguments.images, targets, images, all_boxes, all_captions, strict=True
-    ):
+    results = predictor.predict(images, arguments.prompt, source=arguments.source)
+    for path, name, image, found in zip(arguments.images, targets, images, results, strict=True):
+        boxes = predictor.in_pixels_of(image, found)
+        captions = [item.desc for item in found.objects]
         draw_detections(image, boxes, captions).save(arguments.out / name)
-        objects = tuple(BBUObject(tuple(round(c, 1) for c in b), d) for b, d in zip(boxes, captions, strict=True))
-        print(json.dumps(view_to_dict(View((str(path),), objects, *image.size)), ensure_ascii=False))
+        print(json.dumps(described(path, image.size, boxes, captions, found.scores), ensure_ascii=False))
     return 0
+
+
+def described(
+    path: Path, size: tuple[int, int], boxes: Sequence[Box], captions: Sequence[str], scores: Sequence[float]
+) -> dict[str, Any]:
+    """One photo's line: a view in the pixels of the photo, with a score beside each object."""
+    objects = [
+        {"bbox_2d": [round(c, 1) for c in box], "desc": caption, "score": round(score, 4)}
+        for box, caption, score in zip(boxes, captions, scores, strict=True)
+    ]
+    return {"images": [str(path)], "objects": objects, "width": size[0], "height": size[1]}
 
 
 def drawn_names(images: list[Path]) -> list[str]:

@@ -20,6 +20,8 @@ from bbu.logs import rank_of, set_up_logging
 from bbu.rundir import RunFolder
 
 logger = logging.getLogger("bbu.train")
+CHECKED = ("bbu.models.detection_head", "bbu.models.caption_decoder", "bbu.models.denoising", "bbu.losses")
+"""Modules whose annotations tell the shapes of tensors, and which shape_checks holds to them."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,11 +56,23 @@ def train(config: DirectConfig) -> int:
     run = RunFolder.of(infra.output_root, infra.run_name)
     set_up_logging(infra.log_level, infra.log_verbose, rank_of(os.environ), run.logs)
 
+    if infra.shape_checks:
+        check_shapes()
     from bbu.training.coordinator import TrainingCoordinator
 
     code = TrainingCoordinator(config, stop, os.environ, held=unscored).run()
     logger.info("run folder: %s", run.root)
     return code
+
+
+def check_shapes() -> None:
+    """Check the tensors that cross module boundaries against their annotations, in modules imported from now on.
+
+    Without it the annotations are never looked at, and cost nothing.
+    """
+    from jaxtyping import install_import_hook
+
+    install_import_hook(list(CHECKED), "beartype.beartype")
 
 
 def unscored(run: RunFolder) -> list[int]:

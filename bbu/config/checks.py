@@ -93,6 +93,8 @@ def _rules(c: DirectConfig) -> list[tuple[bool, str]]:
         (data.min_pixels < 28 * 28, "min_pixels is below one 28x28 token"),
         (data.collator_type == "packed" and train.per_device_train_batch_size != 1,
          "collator_type packed needs per_device_train_batch_size 1: one row is one packed sequence"),
+        (data.collator_type == "packed" and data.max_total_length < model.model_max_length,
+         "max_total_length is below model_max_length: a sample that is let in would not fit into a packed row"),
         (data.dataloader_persistent_workers and data.dataloader_num_workers == 0,
          "dataloader_persistent_workers needs dataloader_num_workers above 0"),
         (model.torch_dtype == "float16" and not train.fp16, "torch_dtype float16 needs fp16 true"),

@@ -1,4 +1,7 @@
-"""Samples to batches. The standard collator pads; what every collator hands on is listed in `Batch`."""
+"""Samples to batches. The standard collator pads, the packed one puts samples behind each other in one row.
+
+What they hand on is listed in `Batch` and `PackedBatch`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from typing import Literal, TypedDict
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from bbu.data.positions import mrope_positions
 from bbu.data.types import IGNORE_INDEX, ROLE_CODES, Sample
+from bbu.errors import DataError
+from bbu.resize import MERGE_SIZE
 
 
 class StudentFields(TypedDict):
@@ -49,6 +55,31 @@ class Batch(StudentFields):
     """[B, S] int64, ROLE_CODES at supervised tokens, else 0"""
 
 
+class PackedBatch(StudentFields):
+    """N samples behind each other in one row of S tokens. The first five keys go to the model as they are.
+
+    There is no attention_mask: given one, even of ones alone, the model no longer keeps the samples apart.
+    """
+
+    input_ids: torch.Tensor
+    """[1, S] int64"""
+    position_ids: torch.Tensor
+    """[4, 1, S] int64: row 0 counts each sample's tokens from 0, and so tells them apart for every attention (masks,
+    flash and varlen boundaries alike); rows 1 to 3 are each sample's own mRoPE"""
+    mm_token_type_ids: torch.Tensor
+    """[1, S] int64, 1 at image placeholders"""
+    pixel_values: torch.Tensor
+    """[P, 1176] float32, all images of all samples in order"""
+    image_grid_thw: torch.Tensor
+    """[I, 3] int64"""
+    labels: torch.Tensor
+    """[1, S] int64, IGNORE_INDEX where unsupervised; not shifted"""
+    answer_roles: torch.Tensor
+    """[1, S] int64, ROLE_CODES at supervised tokens, else 0"""
+    sample_lengths: torch.Tensor
+    """[N] int64, tokens of each sample; what is left of S is padding"""
+
+
 class StandardDataCollator:
     """Pads on one side: right for training, left for generation."""
 
@@ -79,6 +110,59 @@ class StandardDataCollator:
         missing = width - len(row)
         sides = (missing, 0) if self._side == "left" else (0, missing)
         return torch.nn.functional.pad(row, sides, value=value)
+
+
+class PackedDataCollator:
+    """One row of samples that do not see each other; padding at its end counts as a sample of its own.
+
+    Raises DataError for a sample, or a row, of more than max_total_length tokens.
+    """
+
+    def __init__(
+        self, pad_token_id: int, *, max_total_length: int, pad_to_multiple_of: int = 1, merge_size: int = MERGE_SIZE
+    ) -> None:
+        self._pad_id, self._limit = pad_token_id, max_total_length
+        self._multiple, self._merge_size = max(1, pad_to_multiple_of), merge_size
+
+    def __call__(self, samples: Sequence[Sample]) -> PackedBatch:
+        self._check(samples)
+        missing = -sum(len(s) for s in samples) % self._multiple
+
+        def join(rows: list[torch.Tensor], padding: int) -> torch.Tensor:
+            return torch.cat([*rows, torch.full((missing,), padding)])[None]
+
+        # Padding is text that begins at 0: the attention masks then set it apart like any sample.
+        positions = [packed_positions(s, self._merge_size) for s in samples] + [torch.arange(missing).repeat(4, 1)]
+        return PackedBatch(
+            input_ids=join([s.input_ids for s in samples], self._pad_id),
+            position_ids=torch.cat(positions, dim=1)[:, None],
+            mm_token_type_ids=join([s.mm_token_type_ids for s in samples], 0),
+            pixel_values=torch.cat([s.pixel_values for s in samples]),
+            image_grid_thw=torch.cat([s.image_grid_thw for s in samples]),
+            labels=join([s.labels for s in samples], IGNORE_INDEX),
+            answer_roles=join([answer_roles(s) for s in samples], 0),
+            sample_lengths=torch.tensor([len(s) for s in samples]),
+            **student_fields(samples, self._pad_id),
+        )
+
+    def _check(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            # The token before it belongs to another sample, which must not be asked to predict it.
+            assert sample.labels[0] == IGNORE_INDEX, f"{sample.name}: the first token is supervised"
+            if len(sample) > self._limit:
+                raise DataError(
+                    f"{sample.name}: {len(sample)} tokens but max_total_length is {self._limit}; raise it or lower "
+                    "model_max_length"
+                )
+        if (total := sum(len(s) for s in samples)) > self._limit:
+            names = ", ".join(s.name for s in samples)
+            raise DataError(f"{names}: {total} tokens in one row but max_total_length is {self._limit}; pack fewer")
+
+
+def packed_positions(sample: Sample, merge_size: int) -> torch.Tensor:
+    """[4, S] int64: the count of tokens, then mRoPE along time, height and width."""
+    count = torch.arange(len(sample))[None]
+    return torch.cat([count, mrope_positions(sample.mm_token_type_ids, sample.image_grid_thw, merge_size)])
 
 
 def answer_roles(sample: Sample) -> torch.Tensor:

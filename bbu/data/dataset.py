@@ -6,6 +6,7 @@ What a sample looks like is a function of (seed, epoch, index) alone, never of w
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Sequence
 from itertools import islice
@@ -21,6 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from bbu.config.domains import DataConfig
 from bbu.data.chat import Chat, ChatBuilder, Turn, check_placeholders, format_answer, reading_order
 from bbu.data.images import ImagePreparer, Pixels, load_image, read_size
+from bbu.data.packing import SampleCost
 from bbu.data.prompts import Prompt, get_prompt
 from bbu.data.types import Role, Sample
 from bbu.errors import DataError
@@ -47,6 +49,8 @@ class SampleBuilder:
         self._chat = ChatBuilder(tokenizer)
         self._images = ImagePreparer(processor, config.min_pixels, config.max_pixels)
         self._prompt = prompt
+        self._opening = len(self._chat.build(prompt.system, ()).ids)
+        self._costs: dict[View, SampleCost] = {}
 
     def build(self, name: str, student: View, teachers: Sequence[View] = ()) -> Sample:
         """Decode, resize and tokenise one sample; raises DataError naming it."""
@@ -59,20 +63,42 @@ class SampleBuilder:
         chat = self._chat.build(self._prompt.system, turns)
         return self._sample(name, chat, pixels, objects[-1])
 
-    def ask(self, name: str, images: Sequence[Image.Image], instruction: str | None = None) -> Sample:
-        """An unanswered student turn about images in memory, ready for generation."""
-        pixels = self._images.prepare(images)
-        turn = self._turn("student", pixels.plans, None, instruction)
-        return self._sample(name, self._chat.build(self._prompt.system, [turn]), [pixels], ())
+    def ask(
+        self,
+        name: str,
+        images: Sequence[Image.Image],
+        instruction: str | None = None,
+        teachers: Sequence[View] = (),
+    ) -> Sample:
+        """An unanswered student turn about images in memory, after worked examples if there are any."""
+        shown = [self._load(name, view) for view in teachers]
+        asked = self._images.prepare(images)
+        turns = [
+            self._turn("teacher", pixels.plans, format_answer(self._objects(name, view, pixels.plans[0])))
+            for view, pixels in zip(teachers, shown, strict=True)
+        ]
+        turns.append(self._turn("student", asked.plans, None, instruction))
+        return self._sample(name, self._chat.build(self._prompt.system, turns), [*shown, asked], ())
 
     def measure(self, name: str, student: View, teachers: Sequence[View] = ()) -> int:
         """Length in tokens of the sample `build` would make, from image headers alone."""
-        views: list[tuple[Role, View]] = [*(("teacher", t) for t in teachers), ("student", student)]
-        turns = []
-        for role, view in views:
+        return self.cost(name, student, teachers).tokens
+
+    def cost(self, name: str, student: View, teachers: Sequence[View] = ()) -> SampleCost:
+        """Tokens and patches of the sample `build` would make.
+
+        Turns are tokenised one by one, so a view's share is the same in every sample and is counted once.
+        """
+        shares = [self._share(name, view) for view in (*teachers, student)]
+        return SampleCost(self._opening + sum(s.tokens for s in shares), sum(s.patches for s in shares))
+
+    def _share(self, name: str, view: View) -> SampleCost:
+        if view not in self._costs:
             plans = [self._images.plan(*self._size(name, view, i)) for i in range(len(view.images))]
-            turns.append(self._turn(role, plans, format_answer(self._objects(name, view, plans[0]))))
-        return len(self._chat.build(self._prompt.system, turns).ids)
+            turn = self._turn("student", plans, format_answer(self._objects(name, view, plans[0])))
+            tokens = len(self._chat.build(self._prompt.system, [turn]).ids) - self._opening
+            self._costs[view] = SampleCost(tokens, sum(math.prod(plan.grid) for plan in plans))
+        return self._costs[view]
 
     def _turn(
         self, role: Role, plans: Sequence[ResizePlan], answer: str | None, instruction: str | None = None
@@ -158,16 +184,25 @@ class BBUDataset(Dataset[Sample]):
         name, record = self._records[index]
         return self._builder.measure(name, record.student, self.teachers(index))
 
-    def teachers(self, index: int) -> tuple[View, ...]:
-        """The sample's own teachers, else some of the pool; as many as the length allows, in drawn order."""
+    def cost(self, index: int, epoch: int) -> SampleCost:
+        """What sample `index` costs in any epoch, without decoding its images."""
         name, record = self._records[index]
-        chosen = self._draw(index, record.student) if record.teachers is None else record.teachers
+        return self._builder.cost(name, record.student, self.teachers(index, epoch))
+
+    def teachers(self, index: int, epoch: int | None = None) -> tuple[View, ...]:
+        """The sample's own teachers, else some of the pool; as many as the length allows, in drawn order.
+
+        epoch: the one that is set, if None.
+        """
+        name, record = self._records[index]
+        epoch = int(self._epoch) if epoch is None else epoch
+        chosen = self._draw(index, record.student, epoch) if record.teachers is None else record.teachers
         while chosen and self._builder.measure(name, record.student, chosen) > self._max_length:
             chosen = chosen[:-1]
         return tuple(chosen)
 
-    def _draw(self, index: int, student: View) -> list[View]:
-        rng = random.Random(f"{self._seed}/{int(self._epoch)}/{index}")
+    def _draw(self, index: int, student: View, epoch: int) -> list[View]:
+        rng = random.Random(f"{self._seed}/{epoch}/{index}")
         if rng.random() >= self._teacher_ratio:
             return []
         others = [view for view in self._pool if not set(view.images) & set(student.images)]
@@ -189,7 +224,7 @@ def load_dataset(
     builder = SampleBuilder(config, tokenizer, processor, get_prompt(config.language, style))
     ratio = config.teacher_ratio if train else config.eval_teacher_ratio
     records = _records(config, train)
-    pool = _pool(config) if ratio > 0 and config.num_teacher_samples > 0 else []
+    pool = read_pool(config) if ratio > 0 and config.num_teacher_samples > 0 else []
     _check_images(Path(config.data_root), [*(record for _, record in records), *map(Record, pool)])
     return BBUDataset(
         _fitting(records, builder, max_length, config.long_sample_policy),
@@ -212,7 +247,8 @@ def _records(config: DataConfig, train: bool) -> list[tuple[str, Record]]:
     return records
 
 
-def _pool(config: DataConfig) -> list[View]:
+def read_pool(config: DataConfig) -> list[View]:
+    """The pool of worked examples."""
     path = Path(config.data_root) / config.teacher_file
     return [record.student for record in read_records(path)]
 

@@ -1,7 +1,7 @@
 """Where a run keeps its scores, and which of its checkpoints still lack one.
 
 eval/ledger/                              who scores what (bbu.evaluation.ledger)
-eval/checkpoint-{step}/{key}/             one evaluation: predictions.jsonl while it runs, metrics.json after
+eval/checkpoint-{step}/{source}-{key}/             one evaluation: predictions.jsonl while it runs, metrics.json after
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def open_ledger(run: RunFolder, lease_seconds: float) -> Ledger:
     return Ledger(run.eval / "ledger", lease_seconds=lease_seconds)
 
 
-def result_folder(run: RunFolder, step: int, key: str) -> Path:
-    """Where the evaluation `key` of a checkpoint lies."""
-    return run.eval / f"checkpoint-{step}" / key[:KEY_LETTERS]
+def result_folder(run: RunFolder, step: int, source: str, key: str) -> Path:
+    """Where the evaluation `key` of a checkpoint lies; source says what was asked, the answer or the head."""
+    return run.eval / f"checkpoint-{step}" / f"{source}-{key[:KEY_LETTERS]}"
 
 
 def unscored_steps(run: RunFolder) -> list[int]:

@@ -27,16 +27,19 @@ _SPACE = re.compile(r"\s*")
 @dataclass(frozen=True)
 class ParsedAnswer:
     """What one answer said. `objects` keep the order of the answer, boxes in the answer's own pixels;
-    `rejected` counts by reason what was written but is no usable object."""
+    `rejected` counts by reason what was written but is no usable object; `spans` says where in the text each
+    object stands (characters, end excluded), None for one that had to be repaired."""
 
     objects: tuple[BBUObject, ...]
     status: ParseStatus
     rejected: dict[str, int]
+    spans: tuple[tuple[int, int] | None, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Walk:
     values: list[Any]
+    spans: list[tuple[int, int] | None]
     end: int
     closed: bool
 
@@ -57,12 +60,13 @@ def parse_answer(text: str, *, finished: bool, width: int | None = None, height:
     values = list(walk.values)
     if finished and not walk.closed:
         values += _repair(text[walk.end :])
-    objects, rejected = _accept(values, width, height)
+    spans = walk.spans + [None] * (len(values) - len(walk.values))
+    objects, kept, rejected = _accept(values, spans, width, height)
     if not walk.closed and text[walk.end :].strip() and len(values) == len(walk.values):
         rejected["incomplete" if not finished else "malformed"] += 1
     if walk.closed and '"bbox_2d"' in text[walk.end :]:
         rejected["after_the_list"] += text.count('"bbox_2d"', walk.end)
-    return ParsedAnswer(objects, _status(walk.closed, finished, bool(objects)), dict(rejected))
+    return ParsedAnswer(objects, _status(walk.closed, finished, bool(objects)), dict(rejected), kept)
 
 
 def _status(closed: bool, finished: bool, any_objects: bool) -> ParseStatus:
@@ -77,22 +81,24 @@ def _walk(text: str, position: int) -> _Walk:
     """Decode `value, value, ...` from `position` until `]`, the end of the text or the first defect."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     values: list[Any] = []
+    spans: list[tuple[int, int] | None] = []
     position = _skip(text, position)
     if text.startswith("]", position):
-        return _Walk(values, position, True)
+        return _Walk(values, spans, position, True)
     while text.startswith("{", position):
         try:
             value, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
             break
         values.append(value)
+        spans.append((position, end))
         position = _skip(text, end)
         if text.startswith("]", position):
-            return _Walk(values, position, True)
+            return _Walk(values, spans, position, True)
         if not text.startswith(",", position):
             break
         position = _skip(text, position + 1)
-    return _Walk(values, position, False)
+    return _Walk(values, spans, position, False)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
@@ -117,16 +123,21 @@ def _repair(tail: str) -> list[Any]:
     return repaired if isinstance(repaired, list) else [repaired]
 
 
-def _accept(values: list[Any], width: int | None, height: int | None) -> tuple[tuple[BBUObject, ...], Counter[str]]:
+def _accept(
+    values: list[Any], spans: list[tuple[int, int] | None], width: int | None, height: int | None
+) -> tuple[tuple[BBUObject, ...], tuple[tuple[int, int] | None, ...], Counter[str]]:
+    """(usable objects, where they stand, why the others are not usable)."""
     objects: list[BBUObject] = []
+    kept: list[tuple[int, int] | None] = []
     rejected: Counter[str] = Counter()
-    for value in values:
+    for value, span in zip(values, spans, strict=True):
         item = _object(value, width, height)
         if isinstance(item, str):
             rejected[item] += 1
         else:
             objects.append(item)
-    return tuple(objects), rejected
+            kept.append(span)
+    return tuple(objects), tuple(kept), rejected
 
 
 def _object(value: Any, width: int | None, height: int | None) -> BBUObject | str:

@@ -15,12 +15,14 @@ import torch.distributed as dist
 import yaml
 
 from bbu import provenance
+from bbu.config.domains import DataConfig
 from bbu.config.flat import DirectConfig
-from bbu.data.collators import StandardDataCollator
+from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import BBUDataset, load_dataset
 from bbu.errors import PREEMPTED_EXIT_CODE, BBUError
 from bbu.logs import rank_of
-from bbu.models.qwen import check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
+from bbu.models.attention import check_packing_is_safe
+from bbu.models.qwen import BBUModel, check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.rundir import RUN_CONFIG, Owner, RunFolder, held_lease, write_atomic
 from bbu.training.arguments import training_arguments
 from bbu.training.checkpointing import Checkpoint, clean_leftovers, config_hash, newest
@@ -97,12 +99,12 @@ class TrainingCoordinator:
         def complete(staged: Path) -> None:
             complete_checkpoint(staged, config, tokenizer, processor)
 
-        pad = pad_token_id(tokenizer, folder)
-        collator = StandardDataCollator(pad, pad_to_multiple_of=config.data.pad_to_multiple_of)
+        collator = make_collator(config.data, pad_token_id(tokenizer, folder))
         train = dataset("train")
         validation = dataset("eval") if config.training.eval_strategy != "no" else None
         status = StatusCallback(self.run_folder, config.infrastructure, provenance.job_facts(self._environ))
-        model = load_model(folder, config.model)
+        model = load_model(folder, config.model, config.detection)
+        check_attention(model, config)
         trainer = BBUTrainer(
             publication=Publication(
                 run=self.run_folder,
@@ -118,7 +120,6 @@ class TrainingCoordinator:
             train_dataset=train,
             eval_dataset=validation,
             data_collator=collator,
-            eval_collator=collator,
             callbacks=self._callbacks(status),
         )
         describe(train, model)
@@ -153,6 +154,26 @@ class TrainingCoordinator:
             trainer.publish()
         status.write(state, "completed")
         return 0
+
+
+def make_collator(data: DataConfig, pad_id: int) -> StandardDataCollator | PackedDataCollator:
+    """Batches as collator_type wants them."""
+    if data.collator_type == "packed":
+        return PackedDataCollator(
+            pad_id, max_total_length=data.max_total_length, pad_to_multiple_of=data.pad_to_multiple_of
+        )
+    return StandardDataCollator(pad_id, pad_to_multiple_of=data.pad_to_multiple_of)
+
+
+def check_attention(model: BBUModel, config: DirectConfig) -> None:
+    """Refuse what would mix packed samples, or an attention that cannot run here, before the first step."""
+    check_packing_is_safe(
+        model,
+        config.model.attn_implementation,
+        config.model.vision_attn_implementation,
+        config.data.collator_type,
+        autocast_dtype=torch.bfloat16 if config.training.bf16 else torch.float16 if config.training.fp16 else None,
+    )
 
 
 def prepare_torch(threads: int) -> None:

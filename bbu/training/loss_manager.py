@@ -50,6 +50,8 @@ class LossManager:
     ) -> None:
         self.weights = loss_weights(training, detection)
         self._aux_weight = detection.detection_aux_weight
+        self.head_share = 1.0
+        """Factor on all losses of the detection head; 0 while it is frozen."""
         self._window = torch.zeros(len(self.weights), 2, dtype=torch.float64, device=device)
 
     @property
@@ -62,7 +64,8 @@ class LossManager:
         base = base_name(name)
         if base not in self.weights:
             raise KeyError(f"loss {name} is not trained here; known: {', '.join(self.names)}")
-        return self.weights[base] * (self._aux_weight if base != name else 1.0)
+        share = 1.0 if base in LANGUAGE else self.head_share
+        return self.weights[base] * share * (self._aux_weight if base != name else 1.0)
 
     def objective(
         self, losses: Mapping[str, LossSum], normalisers: Mapping[str, float], *, world_size: int = 1

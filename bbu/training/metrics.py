@@ -7,8 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,32 +18,42 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bbu.config.domains import InfrastructureConfig
 from bbu.rundir import RunFolder, write_status
+from bbu.training.flops import Work
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
 class Throughput:
-    """Samples and tokens this rank has taken since the last log line; rates are over all ranks."""
+    """Work this rank has taken on since the last log line; rates are over all ranks.
 
-    device: torch.device | str = "cpu"
-    _samples: float = 0
-    _tokens: float = 0
-    _since: float = field(default_factory=time.perf_counter)
+    flops: of some work under the model; peak: of one device, None where it is not known.
+    """
 
-    def add(self, samples: int, tokens: int) -> None:
-        self._samples += samples
-        self._tokens += tokens
+    def __init__(self, flops: Callable[[Work], float], device: torch.device | str, peak: float | None) -> None:
+        self._flops, self._device, self._peak = flops, device, peak
+        self._work, self._since = Work(), time.perf_counter()
+
+    def add(self, work: Work) -> None:
+        self._work += work
 
     def rates(self) -> dict[str, float]:
-        """`samples_per_second` and `tokens_per_second` since the last call. All ranks must call."""
-        counted = torch.tensor([self._samples, self._tokens], dtype=torch.float64, device=self.device)
+        """Samples, tokens and FLOPs a second, `packing_efficiency` and, on a known GPU, `mfu`. All ranks must call."""
+        counted = torch.tensor(self._work.as_list(), dtype=torch.float64, device=self._device)
+        ranks = 1
         if dist.is_initialized():
             dist.all_reduce(counted)
-        now = time.perf_counter()
-        samples, tokens = (counted / max(now - self._since, 1e-9)).tolist()
-        self._samples, self._tokens, self._since = 0, 0, now
-        return {"samples_per_second": samples, "tokens_per_second": tokens}
+            ranks = dist.get_world_size()
+        work, now = Work(*counted.tolist()), time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        self._work, self._since = Work(), now
+        flops = self._flops(work) / seconds
+        told = {
+            "samples_per_second": work.samples / seconds,
+            "tokens_per_second": work.tokens / seconds,
+            "flops_per_second": flops,
+            "packing_efficiency": work.tokens / max(work.computed_tokens, 1.0),
+        }
+        return told | ({"mfu": flops / (self._peak * ranks)} if self._peak else {})
 
 
 class TensorBoardCallback(TrainerCallback):

@@ -17,6 +17,10 @@ GROUPS = ("vision", "merger", "llm", "detection", "adapter")
 """The five groups; also the order in which a parameter shared by several is claimed."""
 
 
+HEAD_GROUPS = ("detection", "adapter")
+"""The groups that make up the detection head."""
+
+
 @dataclass(frozen=True)
 class ManagedParameter:
     """One parameter, once, under its first name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,21 +18,19 @@ from transformers import ProgressCallback as StockProgress
 
 from bbu.config.flat import DirectConfig
 from bbu.data.dataset import BBUDataset
+from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
-from bbu.losses.language import LanguageSums, find_supervision, language_sums
 from bbu.rundir import RunFolder
 from bbu.training.checkpointing import Ranks, config_hash, publishing, rotate
-from bbu.training.loss_manager import LossManager, LossSum, global_counts, language_losses
+from bbu.training.flops import peak_flops, training_flops, work_of
+from bbu.training.loss_manager import LossManager, global_counts
 from bbu.training.metrics import Throughput
-from bbu.training.parameter_manager import ParameterManager, current_learning_rates
+from bbu.training.objective import Objective
+from bbu.training.parameter_manager import HEAD_GROUPS, ParameterManager, current_learning_rates
 from bbu.training.preemption import StopFlag, obey_parent_only, stop_agreed
 from bbu.training.stability import GradientGuard
 
 logger = logging.getLogger(__name__)
-
-MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "position_ids")
-"""What of a batch goes to the model; the rest is for losses and logs."""
-IGNORE_INDEX, TEACHER = -100, 1
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,19 @@ class BBUTrainer(Trainer):
     train_dataset: BBUDataset
     eval_dataset: BBUDataset
 
-    def __init__(self, *, publication: Publication, stop: StopFlag, eval_collator: Any, **stock: Any) -> None:
+    def __init__(self, *, publication: Publication, stop: StopFlag, **stock: Any) -> None:
         config = publication.config
         args: TrainingArguments = stock["args"]
         self.parameters = ParameterManager(stock["model"], config.training, world_size=args.world_size)
         self.parameters.freeze()
         super().__init__(**stock)
         self.loss_is_scaled_for_ga = True
+        self.objective = Objective(config.detection, config.model.logits_chunk_size)
         self.losses = LossManager(config.training, config.detection, args.device)
         self.eval_losses = LossManager(config.training, config.detection, args.device)
-        self.throughput = Throughput(args.device)
-        self.publication, self._eval_collator = publication, eval_collator
+        flops = partial(training_flops, stock["model"].config)
+        self.throughput = Throughput(flops, args.device, peak_flops(args.device))
+        self.publication = publication
         self.guard = GradientGuard(
             config.training, sharded=self.is_deepspeed_enabled, step=lambda: self.state.global_step
         )
@@ -79,6 +80,7 @@ class BBUTrainer(Trainer):
         self._staging: Path | None = None
         for callback in (PrinterCallback, StockProgress):
             self.remove_callback(callback)
+        self.add_callback(FreezeCallback(self.losses, config.detection.detection_freeze_epochs))
         self.add_callback(StopCallback(stop))
 
     @property
@@ -88,8 +90,12 @@ class BBUTrainer(Trainer):
     # --- data ---
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        sampler = self._packing() if self._config.data.collator_type == "packed" else self._padding()
+        return EpochDataLoader(self.train_dataset, sampler, collate_fn=self.data_collator, **self._loading())
+
+    def _padding(self) -> EpochBatchSampler:
         training, data = self._config.training, self._config.data
-        sampler = EpochBatchSampler(
+        return EpochBatchSampler(
             len(self.train_dataset),
             training.per_device_train_batch_size,
             seed=training.data_seed,
@@ -99,7 +105,28 @@ class BBUTrainer(Trainer):
             world_size=self.args.world_size,
             on_epoch=self.train_dataset.set_epoch,
         )
-        return EpochDataLoader(self.train_dataset, sampler, collate_fn=self.data_collator, **self._loading())
+
+    def _packing(self) -> PackingBatchSampler:
+        training, data, dataset = self._config.training, self._config.data, self.train_dataset
+        return PackingBatchSampler(
+            lambda epoch: [dataset.cost(index, epoch) for index in range(len(dataset))],
+            epochs=self._epochs,
+            max_total_length=data.max_total_length,
+            buffer_size=data.packing_buffer_size,
+            vision_weight=data.packing_balance_vision_weight,
+            seed=training.data_seed,
+            shuffle=data.shuffle,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            on_epoch=dataset.set_epoch,
+        )
+
+    def _epochs(self, rows: int) -> int:
+        """How many epochs the run takes where each has so many batches for a rank."""
+        training = self._config.training
+        if training.max_steps <= 0:
+            return math.ceil(training.num_train_epochs)
+        return math.ceil(training.max_steps / math.ceil(rows / training.gradient_accumulation_steps))
 
     def _loading(self) -> dict[str, Any]:
         data = self._config.data
@@ -123,9 +150,8 @@ class BBUTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Any]], device: torch.device) -> Any:
         """What each loss of this optimizer step is divided by, over all micro-batches and ranks."""
-        self.throughput.add(*_taken(batch_samples))
-        tokens = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batch_samples)
-        return global_counts({"lm_tokens": tokens}, device)
+        self.throughput.add(work_of(batch_samples))
+        return global_counts(self.objective.counts(batch_samples), device)
 
     def compute_loss(
         self,
@@ -135,29 +161,24 @@ class BBUTrainer(Trainer):
         num_items_in_batch: Mapping[str, float] | None = None,
     ) -> torch.Tensor:
         assert num_items_in_batch is not None and not return_outputs
-        losses = self._losses_of(model, inputs)
+        losses = self.objective.losses(model, inputs)
         self.losses.update(losses)
         return self.losses.objective(losses, num_items_in_batch, world_size=self.args.world_size)
-
-    def _losses_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, LossSum]:
-        supervision = find_supervision(inputs["labels"], inputs["answer_roles"] == TEACHER)
-        read = partial(_read_language, supervision=supervision, chunk_size=self._config.model.logits_chunk_size)
-        given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
-        return language_losses(model(**given, use_cache=False, read_states=read))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Losses on the validation set, averaged over its tokens and all ranks, as `eval/<loss>`."""
         dataset: BBUDataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        size = self._config.training.per_device_eval_batch_size
+        packed = self._config.data.collator_type == "packed"  # then a row is a sample: it always fits
+        size = 1 if packed else self._config.training.per_device_eval_batch_size
         batches, counted = eval_batches(len(dataset), size, self.args.process_index, self.args.world_size)
         loading: dict[str, Any] = self._loading() | {"persistent_workers": False}
-        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=self._eval_collator, **loading)
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator, **loading)
         self.model_wrapped.eval()
         for number, batch in enumerate(loader):
             with torch.no_grad(), self.compute_loss_context_manager():
-                losses = self._losses_of(self.model_wrapped, self._prepare_inputs(batch))
+                losses = self.objective.losses(self.model_wrapped, self._prepare_inputs(batch))
             if number < counted:
                 self.eval_losses.update(losses)
         metrics = {f"{metric_key_prefix}/{k}": v for k, v in self.eval_losses.window_means().items()}
@@ -234,6 +255,25 @@ class BBUTrainer(Trainer):
         return str(self._staging or self.args.output_dir)
 
 
+class FreezeCallback(TrainerCallback):
+    """Keeps the detection head as it is for the first epochs: it neither learns nor teaches.
+
+    By its rates and its weight in the objective rather than by `requires_grad`, which DDP and ZeRO read once.
+    """
+
+    def __init__(self, losses: LossManager, epochs: float) -> None:
+        self._losses, self._epochs = losses, epochs
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+    ) -> None:
+        frozen = (state.epoch or 0.0) < self._epochs
+        self._losses.head_share = 0.0 if frozen else 1.0
+        for group in optimizer.param_groups if frozen else ():
+            if group["group"] in HEAD_GROUPS:
+                group["lr"] = 0.0  # for this step; the scheduler sets it anew
+
+
 class StopCallback(TrainerCallback):
     """Asks at each step boundary whether any rank was told to stop; then all save this step and stop."""
 
@@ -245,13 +285,3 @@ class StopCallback(TrainerCallback):
             logger.warning("stopping after step %d of %d, as asked", state.global_step, state.max_steps)
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False  # the notice may be short
-
-
-def _read_language(states: torch.Tensor, head: nn.Module, *, supervision: Any, chunk_size: int) -> LanguageSums:
-    return language_sums(states, head, supervision, chunk_size=chunk_size)
-
-
-def _taken(batches: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Samples and real tokens of some batches."""
-    samples = sum(len(batch["sample_names"]) for batch in batches)
-    return samples, sum(int(batch["attention_mask"].sum()) for batch in batches)

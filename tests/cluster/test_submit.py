@@ -20,7 +20,8 @@ from bbu.jobs.clusters import load_profile
 from bbu.jobs.executor import submit
 from bbu.jobs.spec import JobSpec
 specs = tuple(JobSpec(tasks_per_node=1, gpus_per_node=0, cpus_per_task=1, memory_gb=None, time_minutes=5,
-    max_requeues=3, name=s["name"], nodes=s["nodes"], commands=tuple(tuple(c) for c in s["commands"]), after=tuple(s["after"]))
+    max_requeues=3, name=s["name"], nodes=s["nodes"], commands=tuple(tuple(c) for c in s["commands"]),
+    after=tuple(s["after"]))
     for s in json.loads(sys.argv[1]))
 done = submit(specs, load_profile("test"), Path.cwd(), lambda text: None)
 print(json.dumps([[each.job_id, str(each.logs)] for each in done]))

@@ -12,7 +12,7 @@ from bbu.config.load import load_config
 from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import SampleBuilder
 from bbu.data.prompts import get_prompt
-from bbu.inference.predictor import MODEL_KEYS, AnswerPredictor
+from bbu.inference.predictor import MODEL_KEYS, Predictor
 from bbu.models.qwen import load_image_processor, load_model, load_tokenizer
 from bbu.models.tiny import build_tiny_model
 from bbu.schema import BBUObject, View
@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_boxes_come_back_in_pixels_of_the_given_image(trained: tuple[Path, Path]):
     folder, root = trained
     config = load_config("smoke", overrides=[f"data_root={root}", "generation_max_new_tokens=96"])
-    predictor = AnswerPredictor(folder, config.model, config.data)
+    predictor = Predictor(folder, config.model, config.data, config.detection)
     boxes, captions = predictor.predict_detection([photo(), photo()])
     assert boxes == [[o.bbox_2d for o in OBJECTS]] * 2
     assert captions == [[o.desc for o in OBJECTS]] * 2
@@ -60,5 +60,5 @@ def test_boxes_come_back_in_pixels_of_the_given_image(trained: tuple[Path, Path]
 def test_an_answer_cut_at_the_limit_is_told_as_truncated(trained: tuple[Path, Path]):
     folder, root = trained
     config = load_config("smoke", overrides=[f"data_root={root}", "generation_max_new_tokens=12"])
-    (answer,) = AnswerPredictor(folder, config.model, config.data).predict([photo()])
+    (answer,) = Predictor(folder, config.model, config.data, config.detection).predict([photo()])
     assert (answer.status, answer.objects) == ("truncated", ())

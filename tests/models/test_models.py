@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu.errors import ModelError
 from bbu.models.qwen import load_image_processor, load_model, load_tokenizer
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
 
 def test_it_is_a_qwen25_vl_of_about_two_and_a_half_million_parameters(folder):
     model = load_model(folder, settings())
-    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert isinstance(model, Qwen2_5_VLForConditionalGeneration)
     assert 2.0e6 < model.num_parameters() < 3.0e6
 
 

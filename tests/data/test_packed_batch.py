@@ -1,0 +1,198 @@
+"""A packed row gives each sample what it gets alone, in loss and in every gradient; what leaks is seen to leak."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from bbu.data.collators import PackedDataCollator, StandardDataCollator
+from bbu.data.dataset import load_dataset
+from bbu.data.types import IGNORE_INDEX
+from bbu.errors import DataError
+from bbu.losses.language import find_supervision, token_losses
+from bbu.models.attention import register_varlen, use_batched_windows, use_varlen_vision
+from bbu.models.qwen import load_image_processor, load_tokenizer
+from bbu.models.tiny import build_tiny_model
+from tests.data.conftest import view, write_jpeg, write_jsonl
+from tests.models.test_attention import Reference
+
+MODEL_KEYS = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+EQUAL, LEAKING = 1e-5, 1e-3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_tiny_model(tmp_path_factory.mktemp("tiny"), seed=0)
+
+
+@pytest.fixture
+def samples(make_config, folder, data_root):
+    """Four samples of different lengths and images of different sizes, some with two teachers."""
+    sizes = [(112, 84), (196, 140), (84, 252), (140, 140)]
+    records = []
+    for number, (width, height) in enumerate(sizes):
+        name = f"images/s{number}.jpg"
+        write_jpeg(data_root / name, width, height, shade=40 * number)
+        boxes = [(4 + 9 * i, 10, 40 + 9 * i, 50) for i in range(number)]
+        records.append(view(name, *boxes) | {"width": width, "height": height})
+    write_jsonl(data_root / "train.jsonl", records)
+    config = make_config(teacher_ratio=0.7, num_teacher_samples=2)
+    tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
+    dataset = load_dataset(config, tokenizer, processor, split="train", seed=3, max_length=4096)
+    found = [dataset[i] for i in range(len(dataset))]
+    assert {len(s.images) for s in found} == {1, 3} and len({len(s) for s in found}) == 4
+    return found
+
+
+@pytest.fixture
+def reference():
+    kernel = Reference()
+    register_varlen(kernel)
+    yield kernel
+    register_varlen()
+
+
+def pack(samples, **options):
+    return PackedDataCollator(0, **{"max_total_length": 8192, **options})(samples)
+
+
+def load(folder, text: str, vision: str = "sdpa"):
+    chosen = {"text_config": text, "vision_config": vision}
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation=chosen)
+    model.config.use_cache = model.config.text_config.use_cache = False
+    return model
+
+
+def run(model, batch, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses [T] of a batch's supervised tokens and their positions [T] in its only row; adds to the gradients."""
+    supervision = find_supervision(batch["labels"], batch["answer_roles"] == 1)
+    given = {key: batch[key] for key in MODEL_KEYS if key in batch}
+    logits = model(**given, **options).logits[supervision.positions]
+    losses = token_losses(logits, supervision.targets)
+    losses.sum().backward()
+    return losses.detach(), supervision.positions[0].nonzero().flatten()
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def error_of(model, samples, batch, **options) -> float:
+    """The worst relative error of any sample's loss and any parameter's gradient, against one sample at a time."""
+    model.zero_grad()
+    alone = torch.stack([run(model, StandardDataCollator(0)([s]))[0].sum() for s in samples])
+    wanted = gradients(model)
+    model.zero_grad()
+    losses, positions = run(model, batch, **options)
+    ends = batch["sample_lengths"].cumsum(0)
+    together = torch.zeros_like(alone).index_add(0, torch.searchsorted(ends, positions, right=True), losses)
+    found = gradients(model)
+    errors = [((found[name] - wanted[name]).norm() / wanted[name].norm()).item() for name in wanted]
+    return max(*errors, ((together - alone).abs() / alone).max().item())
+
+
+@pytest.mark.parametrize("multiple", [1, 100])
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_packed_equals_separate(folder, samples, name, multiple):
+    assert error_of(load(folder, name), samples, pack(samples, pad_to_multiple_of=multiple)) < EQUAL
+
+
+def test_packed_equals_separate_with_varlen_attention_in_both_towers(folder, samples, reference):
+    model = load(folder, "varlen", "varlen")
+    use_varlen_vision(model)
+    assert error_of(model, samples, pack(samples)) < EQUAL
+    assert [len(s) for s in samples] in reference.segments
+
+
+def test_packed_with_varlen_equals_separate_with_sdpa(folder, samples, reference):
+    stock, model = load(folder, "sdpa"), load(folder, "varlen")
+    for sample in samples:
+        run(stock, StandardDataCollator(0)([sample]))
+    run(model, pack(samples))
+    for name, gradient in gradients(stock).items():
+        assert (gradients(model)[name] - gradient).norm() < EQUAL * gradient.norm(), name
+
+
+def test_packed_equals_separate_with_batched_windows(folder, samples):
+    model = load(folder, "sdpa")
+    use_batched_windows(model)
+    assert error_of(model, samples, pack(samples)) < EQUAL
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_packed_equals_separate_with_gradient_checkpointing(folder, samples, name):
+    model = load(folder, name)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert error_of(model, samples, pack(samples)) < EQUAL
+
+
+# --- what leaks ---
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+class TestLeaks:
+    def test_positions_left_to_the_model(self, folder, samples, name):
+        batch = pack(samples) | {"position_ids": None}
+        assert error_of(load(folder, name), samples, batch) > LEAKING
+
+    def test_positions_of_one_dimension(self, folder, samples, name):
+        batch = pack(samples)
+        batch["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None]
+        assert error_of(load(folder, name), samples, batch) > LEAKING
+
+    def test_positions_without_the_row_that_counts(self, folder, samples, name):
+        batch = pack(samples)
+        batch["position_ids"] = batch["position_ids"][1:]
+        assert error_of(load(folder, name), samples, batch) > LEAKING
+
+    def test_a_mask_of_ones(self, folder, samples, name):
+        batch = pack(samples)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        assert error_of(load(folder, name), samples, batch) > LEAKING
+
+    def test_a_cache(self, folder, samples, name):
+        model = load(folder, name)
+        model.config.text_config.use_cache = True  # what Trainer leaves as it is
+        assert error_of(model, samples, pack(samples)) > LEAKING
+
+
+# --- the row itself ---
+
+
+def test_the_row_holds_the_samples_and_then_padding(samples):
+    batch = pack(samples, pad_to_multiple_of=100)
+    lengths = batch["sample_lengths"].tolist()
+    total, width = sum(lengths), batch["input_ids"].shape[1]
+    assert lengths == [len(s) for s in samples] and width % 100 == 0 and 0 < width - total < 100
+    assert "attention_mask" not in batch
+    for key in ("input_ids", "labels", "mm_token_type_ids"):
+        parts = batch[key][0, :total].split(lengths)
+        assert all(torch.equal(part, getattr(s, key)) for part, s in zip(parts, samples, strict=True))
+    assert (batch["labels"][0, total:] == IGNORE_INDEX).all()
+    assert torch.equal(batch["position_ids"][:, 0, total:], torch.arange(width - total).repeat(4, 1))
+    assert (batch["position_ids"][0, 0] == 0).sum() == len(samples) + 1
+
+
+def test_the_head_is_given_what_the_standard_collator_gives_it(samples):
+    packed, standard = pack(samples), StandardDataCollator(0)(samples)
+    for key in ("student_images", "prompt_ids", "prompt_mask", "caption_ids", "pixel_values", "image_grid_thw"):
+        assert torch.equal(packed[key], standard[key]), key
+    assert packed["sample_names"] == standard["sample_names"]
+
+
+def test_a_sample_longer_than_the_row_is_refused_by_name(samples):
+    longest = max(samples, key=len)
+    with pytest.raises(DataError, match=rf"images/s{samples.index(longest)}\.jpg: {len(longest)} tokens"):
+        pack(samples, max_total_length=len(longest) - 1)
+    with pytest.raises(DataError, match="tokens in one row"):
+        pack(samples, max_total_length=len(longest))
+
+
+def test_a_supervised_first_token_is_refused(samples):
+    wrong = dataclasses.replace(samples[0], labels=samples[0].input_ids)
+    with pytest.raises(AssertionError, match="first token is supervised"):
+        pack([wrong])

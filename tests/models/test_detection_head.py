@@ -1,0 +1,275 @@
+"""The detection head: what it can see, what it cannot, and what it says of any input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from bbu.config.load import load_config
+from bbu.data.collators import StandardDataCollator
+from bbu.data.dataset import SampleBuilder
+from bbu.data.prompts import get_prompt
+from bbu.errors import ModelError
+from bbu.models.denoising import disturb
+from bbu.models.detection_head import DetectionOutput, attention_between, edge_distances, place_of, shift
+from bbu.models.qwen import BBUModel, DetectionQuery, load_image_processor, load_model, load_tokenizer
+from bbu.models.tiny import build_tiny_model
+from bbu.schema import BBUObject, View
+
+SMALL = (
+    "detection_enabled=true", "detection_num_queries=20", "detection_hidden_dim=32", "detection_num_layers=2",
+    "detection_num_heads=4", "detection_ffn_dim=64", "detection_adapter_dim=32",
+)  # fmt: skip
+SCREW, BRAND = "螺丝连接点/BBU安装螺丝/安装正确", "bbu基带处理单元/华为"
+
+
+def config(*more: str):
+    return load_config("smoke", overrides=[*SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("head")
+    for index, colour in enumerate(("red", "green", "blue", "grey")):
+        image = Image.new("RGB", (112 + 28 * index, 140), "white")
+        ImageDraw.Draw(image).rectangle((10, 20 + 10 * index, 60, 90), fill=colour)
+        image.save(root / f"{index}.png")
+    return build_tiny_model(root / "model", seed=0).parent
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> BBUModel:
+    torch.manual_seed(0)
+    model = load_model(folder / "model", config().model, config().detection).eval()
+    with torch.no_grad():  # a fresh head keeps every box as it is; let this one move them
+        for parameter in model.detection_head.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def view(index: int, desc: str = SCREW) -> View:
+    return View((f"{index}.png",), (BBUObject((10, 20, 60, 90), desc),))
+
+
+@pytest.fixture(scope="module")
+def ask(folder: Path, model: BBUModel) -> Callable[..., DetectionOutput]:
+    """The head's output for some (student, teachers) pairs in one batch."""
+    tokenizer = load_tokenizer(folder / "model")
+    settings = config(f"data_root={folder}")
+    builder = SampleBuilder(
+        settings.data, tokenizer, load_image_processor(folder / "model"), get_prompt("zh", "concise")
+    )
+    collate = StandardDataCollator(tokenizer.pad_token_id)
+
+    def run(*pairs: tuple[View, tuple[View, ...]]) -> DetectionOutput:
+        batch = collate([builder.build("s", student, teachers) for student, teachers in pairs])
+        query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
+        given = {
+            k: batch[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+        }
+        with torch.no_grad():
+            _, output = model(
+                **given, use_cache=False, read_states=lambda states, head: None,
+                detection=query, read_detection=lambda output, model: output,
+            )  # fmt: skip
+        return output
+
+    return run
+
+
+def same_bits(one: DetectionOutput, other: DetectionOutput, row: int = 0) -> bool:
+    pairs = [(one.boxes[:, row], other.boxes[:, row]), (one.logits[:, row], other.logits[:, row])]
+    return all(torch.equal(a, b) for a, b in [*pairs, (one.states[row], other.states[row])])
+
+
+def test_the_answer_changes_nothing(ask: Callable[..., DetectionOutput]):
+    assert same_bits(ask((view(0, SCREW), ())), ask((view(0, BRAND), ())))
+
+
+def test_another_samples_answer_changes_nothing(ask: Callable[..., DetectionOutput]):
+    assert same_bits(ask((view(0), ()), (view(1), ())), ask((view(0), ()), (view(1, BRAND), ())))
+
+
+def test_a_teachers_picture_or_another_samples_changes_nothing(ask: Callable[..., DetectionOutput], folder: Path):
+    with Image.open(folder / "1.png") as image:
+        image.transpose(Image.Transpose.ROTATE_180).save(folder / "turned.png")
+    turned = View(("turned.png",), (BBUObject((1, 2, 30, 40), BRAND),))
+    assert same_bits(ask((view(0), (view(1),))), ask((view(0), (turned,))))
+    assert same_bits(ask((view(0), ()), (view(1), ())), ask((view(0), ()), (turned, ())))
+
+
+def test_its_own_picture_does_change_it(ask: Callable[..., DetectionOutput], folder: Path):
+    with Image.open(folder / "0.png") as image:
+        image.transpose(Image.Transpose.ROTATE_180).save(folder / "own.png")
+    assert not same_bits(ask((view(0), ())), ask((View(("own.png",), ()), ())))
+
+
+def test_a_smaller_picture_beside_a_bigger_one_is_seen_as_alone(ask: Callable[..., DetectionOutput]):
+    alone, together = ask((view(0), ())), ask((view(0), ()), (view(3), ()))
+    torch.testing.assert_close(together.boxes[:, 0], alone.boxes[:, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together.logits[:, 0], alone.logits[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_shapes_and_ranges(ask: Callable[..., DetectionOutput]):
+    output = ask((view(0), ()), (view(1), ()))
+    assert output.boxes.shape == (3, 2, 20, 4) and output.logits.shape == (3, 2, 20)
+    assert ((output.boxes >= 0) & (output.boxes <= 1)).all() and output.valid.all()
+    assert output.boxes.dtype == output.logits.dtype == torch.float32
+
+
+def test_a_picture_with_fewer_patches_than_queries_leaves_the_rest_empty(folder: Path):
+    Image.new("RGB", (28, 56), "red").save(folder / "mini.png")
+    settings = config(f"data_root={folder}")
+    model = load_model(folder / "model", settings.model, settings.detection).eval()
+    tokenizer = load_tokenizer(folder / "model")
+    builder = SampleBuilder(
+        settings.data, tokenizer, load_image_processor(folder / "model"), get_prompt("zh", "concise")
+    )
+    batch = StandardDataCollator(0)([builder.build("s", View(("mini.png",), ()))])
+    query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
+    given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
+    _, output = model(**given, detection=query, read_detection=lambda output, model: output)
+    assert (
+        output.valid.sum() == 8 and torch.isfinite(output.boxes).all() and torch.isfinite(output.logits[:, :, :8]).all()
+    )
+
+
+def test_a_fresh_head_expects_no_object(folder: Path):
+    torch.manual_seed(1)
+    model = load_model(folder / "model", config().model, config().detection)
+    assert model.detection_head is not None
+    for score in model.detection_head.objectness:
+        assert score.bias.item() == pytest.approx(-math.log(99))
+
+
+def test_the_head_travels_with_the_model_folder(model: BBUModel, folder: Path, tmp_path: Path):
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer_config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((folder / "model" / name).read_bytes())
+    loaded = load_model(tmp_path, config().model, for_training=False)
+    assert loaded.detection_head is not None
+    for own, other in zip(model.detection_head.parameters(), loaded.detection_head.parameters(), strict=True):
+        assert torch.equal(own, other)
+    without = load_model(tmp_path, config().model, config("detection_enabled=false").detection)
+    assert without.detection_head is None
+    with pytest.raises(ModelError, match="its detection head has another queries"):
+        load_model(tmp_path, config().model, config("detection_num_queries=30").detection)
+
+
+def test_detached_memory_keeps_the_heads_gradient_from_the_model(folder: Path, ask: Callable[..., Any]):
+    settings = config(f"data_root={folder}", "detection_detach_memory=true")
+    model = load_model(folder / "model", settings.model, settings.detection)
+    tokenizer = load_tokenizer(folder / "model")
+    builder = SampleBuilder(
+        settings.data, tokenizer, load_image_processor(folder / "model"), get_prompt("zh", "concise")
+    )
+    batch = StandardDataCollator(0)([builder.build("s", view(0))])
+    query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
+    given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
+    _, output = model(**given, detection=query, read_detection=lambda output, model: output)
+    (output.boxes.sum() + output.logits.sum()).backward()
+    assert all(p.grad is None for p in model.model.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.detection_head.parameters())
+
+
+def test_captions_written_with_a_cache_are_those_of_full_passes(model: BBUModel):
+    torch.manual_seed(2)
+    states, embed, head = torch.randn(3, 32), model.get_input_embeddings(), model.lm_head
+    decoder = model.detection_head.captions
+    written, log_probability = decoder.generate(states, embed, head, end=5)
+    with torch.no_grad():
+        logits = decoder(states, written, embed, head)
+    ended = (written == 5).cumsum(1) - (written == 5).int() > 0
+    assert torch.equal(torch.where(ended, 5, logits.argmax(-1)), written)
+    chosen = logits.log_softmax(-1).gather(-1, written[..., None])[..., 0].masked_fill(ended, 0)
+    torch.testing.assert_close(log_probability, chosen.sum(1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_caption_token_does_not_see_itself_or_what_follows(model: BBUModel):
+    torch.manual_seed(3)
+    states, embed, head = torch.randn(2, 32), model.get_input_embeddings(), model.lm_head
+    tokens = torch.randint(0, 900, (2, 6))
+    changed = tokens.clone()
+    changed[:, 3:] = torch.randint(0, 900, (2, 3))
+    one, other = (model.detection_head.captions(states, t, embed, head) for t in (tokens, changed))
+    torch.testing.assert_close(one[:, :4], other[:, :4])
+    assert not torch.allclose(one[:, 4:], other[:, 4:])
+
+
+# --- denoising queries ---
+
+TRUTH = [torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.7, 0.1, 0.3]]), torch.tensor([[0.5, 0.5, 0.4, 0.4]])]
+
+
+def test_denoising_queries_hold_every_object_in_every_group_near_and_further_off():
+    noise = disturb(TRUTH, queries=12, noise=0.4)
+    assert noise is not None and noise.boxes.shape == (2, 12, 4) and int(noise.group.max()) == 2
+    assert noise.valid.sum(1).tolist() == [12, 6] and noise.positive.float().mean() == 0.5
+    for row, truth in enumerate(TRUTH):
+        for group in range(3):
+            here = (noise.group == group) & noise.positive[row] & noise.valid[row]
+            assert torch.equal(noise.targets[row, here], truth)
+    moved = (noise.boxes - noise.targets).abs()[..., :2] / noise.targets[..., 2:].clamp(min=1e-6)
+    assert (moved[noise.positive & noise.valid] <= 0.2 + 1e-6).all()
+    assert (moved[~noise.positive & noise.valid] >= 0.2 - 1e-6).all()
+
+
+def test_no_object_no_denoising():
+    assert disturb([torch.zeros(0, 4), torch.zeros(0, 4)], queries=10, noise=0.4) is None
+
+
+def test_no_matching_query_sees_a_denoising_one_and_groups_do_not_see_each_other():
+    noise = disturb(TRUTH, queries=8, noise=0.4)
+    assert noise is not None
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    seen = attention_between(valid, noise)[:, 0]
+    assert not seen[:, :3, 3:].any()
+    assert not seen[0, 0, 2] and seen[1, 0, 2]
+    across = noise.group[:, None] != noise.group[None, :]
+    assert not seen[:, 3:, 3:][:, across].any() and seen.diagonal(dim1=1, dim2=2).all()
+
+
+def test_matching_queries_say_the_same_with_and_without_denoising(model: BBUModel, folder: Path):
+    settings = config(f"data_root={folder}")
+    tokenizer = load_tokenizer(folder / "model")
+    builder = SampleBuilder(
+        settings.data, tokenizer, load_image_processor(folder / "model"), get_prompt("zh", "concise")
+    )
+    batch = StandardDataCollator(0)([builder.build("s", view(0)), builder.build("s", view(1))])
+    given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
+    outputs = []
+    for noise in (None, disturb(batch["boxes"], 10, 0.4)):
+        query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"], noise)
+        with torch.no_grad():
+            outputs.append(model(**given, detection=query, read_detection=lambda output, model: output)[1])
+    torch.testing.assert_close(outputs[0].boxes, outputs[1].boxes, atol=1e-5, rtol=1e-4)
+    assert outputs[1].denoised_boxes.shape == (2, 2, 10, 4) and outputs[0].denoised_boxes is None
+
+
+# --- geometry ---
+
+
+def test_boxes_shifted_by_nothing_stay_and_can_never_leave_the_image():
+    boxes = torch.tensor([[0.5, 0.25, 0.1, 0.9], [0.0, 1.0, 0.0, 1.0]])
+    torch.testing.assert_close(shift(boxes, torch.zeros(2, 4)), boxes, atol=2e-5, rtol=0)
+    moved = shift(boxes, torch.full((2, 4), 50.0))
+    assert (moved <= 1).all() and torch.isfinite(moved).all()
+
+
+def test_edge_distances_are_signed_and_zero_on_the_edge():
+    found = edge_distances(torch.tensor([[0.5]]), torch.tensor([[0.5]]), torch.tensor([[0.25, 0.5, 0.75]]))
+    assert found[0, 0, 0, 0] == 0 and found[0, 0, 2, 1] == 0
+    assert found[0, 0, 1, 0] > 0 > found[0, 0, 1, 1]
+
+
+def test_nearby_boxes_have_nearby_places():
+    base = torch.tensor([0.5, 0.5, 0.2, 0.2])
+    near, far = base + 0.01, base + 0.3
+    distance = [(place_of(b, 64) - place_of(base, 64)).norm() for b in (near, far)]
+    assert 0 < distance[0] < distance[1] and place_of(base, 64).shape == (128,)
