@@ -148,6 +148,7 @@ class Photos:
         self.folder, self.config, self.teachers = folder, config, teachers
         self.manifest_step = int(folder.name.rpartition("-")[2])
         self._root = Path(config.data.data_root)
+        self._found: dict[tuple[str, str], Any] = {}
 
     def predictions(self, views: Sequence[View], source: str) -> Iterator[list[Prediction]]:
         """Batch by batch; a photo that cannot be read is a failed prediction, not the end."""
@@ -165,17 +166,28 @@ class Photos:
         )
 
     def _batch(self, views: Sequence[View], source: str) -> list[Prediction]:
+        """Failed ones first. What was found for one source is kept for `both`."""
         from bbu.data.images import load_image
 
-        readable, images, failed = [], [], []
-        for view in views:
+        images, failed = {}, []
+        for name in (view.images[0] for view in views):
             try:
-                images.append(load_image(self._root / view.images[0], view.images[0]))
-                readable.append(view.images[0])
+                images[name] = load_image(self._root / name, name)
             except DataError as error:
-                failed.append(Prediction(view.images[0], (), status="failed", rejected={str(error): 1}))
-        found = self._predictor.predict(images, source=source) if images else []
-        return failed + [prediction_of(name, one) for name, one in zip(readable, found, strict=True)]
+                failed.append(Prediction(name, (), status="failed", rejected={str(error): 1}))
+        return failed + [prediction_of(name, one) for name, one in self._find(images, source).items()]
+
+    def _find(self, images: Mapping[str, Any], source: str) -> dict[str, Any]:
+        """What is found in each photo, by name."""
+        if source == "both":
+            from bbu.inference.predictor import joined
+
+            answers, heads = self._find(images, "answer"), self._find(images, "head")
+            return {name: joined(answers[name], heads[name]) for name in images}
+        rest = [name for name in images if (source, name) not in self._found]
+        found = self._predictor.predict([images[name] for name in rest], source=source) if rest else []
+        self._found |= {(source, name): one for name, one in zip(rest, found, strict=True)}
+        return {name: self._found[source, name] for name in images}
 
 
 def prediction_of(image: str, found: Any) -> Prediction:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
 from bbu.config.domains import DetectionConfig
 from bbu.losses.boxes import pairwise_giou, to_corners
+
+WORST = 1e6
+"""Cost of a pair whose cost is not a number."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +47,25 @@ class HungarianMatcher:
     ) -> Matches:
         """boxes: [L, B, Q, 4] cxcywh; logits: [L, B, Q]; valid: [B, Q]; targets: B tensors [N, 4] cxcywh.
 
-        A sample with more targets than valid queries leaves the costliest unmatched. Raises ValueError for a cost
-        that is not finite.
+        A sample with more targets than valid queries leaves the costliest unmatched.
         """
         counts = [len(t) for t in targets]
         offsets = [sum(counts[:b]) for b in range(len(counts))]
         rows: list[tuple[int, int, int, int]] = []
         if max(counts, default=0):
-            costs = self._costs(boxes, logits, targets).cpu().numpy()  # the one wait for the device
-            usable = valid.cpu().numpy()
+            costs = self._costs(boxes, logits, valid, targets).cpu().numpy()  # the one wait for the device
             for b, count in enumerate(counts):
-                queries = usable[b].nonzero()[0]
+                queries = (~np.isinf(costs[-1, b, :, 0])).nonzero()[0]
                 for layer in range(len(boxes)):
                     picked = linear_sum_assignment(costs[layer, b][queries, :count])
                     rows += [(layer, b, int(queries[q]), offsets[b] + int(t)) for q, t in zip(*picked, strict=True)]
         table = torch.tensor(rows, dtype=torch.int64, device=boxes.device).reshape(-1, 4)
         return Matches(*table.unbind(-1), layers=len(boxes))
 
-    def _costs(self, boxes: torch.Tensor, logits: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
-        """[L, B, Q, N], N the most targets of a sample; padding columns are not read."""
+    def _costs(
+        self, boxes: torch.Tensor, logits: torch.Tensor, valid: torch.Tensor, targets: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """[L, B, Q, N], N the most targets of a sample; infinite for padding queries, padding columns are not read."""
         truth = torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True).float()
         boxes = boxes.float()
         probability = logits.float().sigmoid()
@@ -70,4 +74,7 @@ class HungarianMatcher:
         distance = torch.cdist(boxes, truth.expand(len(boxes), -1, -1, -1), p=1)
         giou = pairwise_giou(to_corners(boxes), to_corners(truth))
         cost = self._box * distance - self._giou * giou + self._object * (positive - negative)[..., None]
-        return cost
+        # A NaN must not end this rank here and leave the others waiting: the losses will be NaN too, and the step
+        # is refused by all ranks together.
+        cost = cost.nan_to_num(nan=WORST, posinf=WORST, neginf=-WORST)
+        return cost.masked_fill(~valid[None, :, :, None], float("inf"))

@@ -17,8 +17,8 @@ from bbu.models.detection_head import Memory, patch_boxes
 print(hasattr(patch_boxes, "__wrapped__"))
 n, p = 2, 6
 Memory(patches=torch.zeros(n, p, 8), patch_mask=torch.ones(n, {mask}, dtype=torch.{dtype}),
-       rows=torch.zeros(n, p).long(), columns=torch.zeros(n, p).long(), grid=torch.ones(n, 2).long(), words=torch.zeros(n, 3, 4),
-       word_mask=torch.ones(n, 3, dtype=torch.bool))
+       rows=torch.zeros(n, p).long(), columns=torch.zeros(n, p).long(), grid=torch.ones(n, 2).long(),
+       words=torch.zeros(n, 3, 4), word_mask=torch.ones(n, 3, dtype=torch.bool))
 print("made")
 """
 

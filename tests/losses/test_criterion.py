@@ -1,0 +1,100 @@
+"""Detection losses: those of transformers' Deformable DETR, sums that add up, and nothing that leaks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
+
+from bbu.config.domains import DetectionConfig
+from bbu.losses.criterion import DetectionSums, SetCriterion, caption_sums, denoising_sums
+from bbu.losses.matcher import HungarianMatcher
+from tests.losses.conftest import Case, make_case
+
+NAMES = {"loss_ce": "objectness_loss", "loss_bbox": "bbox_l1_loss", "loss_giou": "bbox_giou_loss"}
+
+
+def sums(detection: DetectionConfig, case: Case) -> DetectionSums:
+    matches = HungarianMatcher(detection)(case.boxes, case.logits, case.valid, case.targets)
+    return SetCriterion(detection)(case.boxes, case.logits, case.valid, case.targets, matches)
+
+
+@pytest.mark.parametrize("counts", [[3, 5], [0, 4], [1], [0, 0]])
+def test_losses_are_those_of_transformers(detection: DetectionConfig, counts: list[int]):
+    case = make_case(counts)
+    own = sums(detection, case)
+    matcher = DeformableDetrHungarianMatcher(class_cost=2.0, bbox_cost=5.0, giou_cost=2.0)
+    theirs = DeformableDetrImageLoss(matcher, num_classes=1, focal_alpha=0.25, losses=["labels", "boxes"])
+    labels = [{"class_labels": torch.zeros(len(t), dtype=torch.int64), "boxes": t} for t in case.targets]
+    for layer, suffix in ((0, "_aux0"), (1, "")):
+        found = theirs({"logits": case.logits[layer, ..., None], "pred_boxes": case.boxes[layer]}, labels)
+        for name, ours in NAMES.items():
+            expected = found[name].item() * max(sum(counts), 1)
+            assert own.sums[ours + suffix].item() == pytest.approx(expected, rel=1e-5, abs=1e-6), name + suffix
+    assert own.boxes == sum(counts)
+
+
+def test_halves_of_a_batch_add_up_to_the_whole_losses_and_gradients(detection: DetectionConfig):
+    whole = make_case([3, 0, 2, 4])
+    total = sums(detection, whole)
+    sum(total.sums.values()).backward()
+    parts = []
+    for rows in (slice(0, 2), slice(2, 4)):
+        part = Case(
+            whole.boxes.detach()[:, rows].clone().requires_grad_(),
+            whole.logits.detach()[:, rows].clone().requires_grad_(),
+            whole.valid[rows],
+            whole.targets[rows],
+        )
+        parts.append((part, sums(detection, part)))
+        sum(parts[-1][1].sums.values()).backward()
+    for name, value in total.sums.items():
+        assert value.item() == pytest.approx(sum(p.sums[name].item() for _, p in parts), rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(torch.cat([p.boxes.grad for p, _ in parts], dim=1), whole.boxes.grad)
+    torch.testing.assert_close(torch.cat([p.logits.grad for p, _ in parts], dim=1), whole.logits.grad)
+
+
+def test_without_any_object_every_output_still_has_a_gradient(detection: DetectionConfig):
+    case = make_case([0, 0])
+    total = sum(sums(detection, case).sums.values())
+    total.backward()
+    assert case.boxes.grad is not None and not case.boxes.grad.any()
+    assert case.logits.grad is not None and case.logits.grad.all()
+
+
+def test_padding_queries_change_no_bit(detection: DetectionConfig):
+    case, other = make_case([3, 2]), make_case([3, 2])
+    for changed in (case, other):
+        changed.valid[:, 7:] = False
+    other.logits.data[:, :, 7:] = 50.0
+    other.boxes.data[:, :, 7:] = 0.5
+    one, two = sums(detection, case), sums(detection, other)
+    assert all(torch.equal(one.sums[name], two.sums[name]) for name in one.sums)
+
+
+def test_captions_without_a_clue_cost_log_of_the_vocabulary():
+    captions = torch.tensor([[4, 2, -100], [1, 9, 0]])
+    total, count = caption_sums(torch.zeros(2, 3, 11), captions)
+    assert count == 5 and total.item() == pytest.approx(5 * math.log(11))
+
+
+def test_captions_count_no_token_after_the_end():
+    captions = torch.tensor([[4, 2, -100, -100]])
+    logits = torch.randn(1, 4, 11)
+    changed = logits.clone()
+    changed[:, 2:] = 99.0
+    assert torch.equal(caption_sums(logits, captions)[0], caption_sums(changed, captions)[0])
+
+
+def test_denoising_scores_positives_as_objects_and_negatives_as_none():
+    targets = torch.rand(1, 4, 4) * 0.4 + 0.2
+    positive, valid = torch.tensor([[True, True, False, False]]), torch.tensor([[True, False, True, False]])
+    right = torch.where(positive, 20.0, -20.0)[None]
+    perfect = denoising_sums(targets[None], right, targets, positive, valid, alpha=0.25, gamma=2.0)
+    assert set(perfect) == {f"{name}_aux_dn0" for name in NAMES.values()}
+    assert all(value.item() == pytest.approx(0, abs=1e-5) for value in perfect.values())
+    wrong = denoising_sums(targets[None] + 0.1, -right, targets, positive, valid, alpha=0.25, gamma=2.0)
+    assert wrong["bbox_l1_loss_aux_dn0"].item() == pytest.approx(0.4, rel=1e-4)  # one valid positive, four coordinates
+    assert wrong["objectness_loss_aux_dn0"].item() == pytest.approx(20 * (0.25 + 0.75), rel=1e-3)
