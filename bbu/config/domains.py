@@ -22,7 +22,7 @@ class ModelConfig:
     vision_attn_implementation: str
     """Attention of the vision tower: flash_attention_2, varlen, sdpa or eager."""
     torch_dtype: str
-    """Dtype the weights are loaded in: float32, bfloat16 or float16."""
+    """Dtype the weights are loaded in: float32, bfloat16 or float16; below float32 training needs DeepSpeed."""
     tf32: bool
     """Let float32 matrix products use TF32 on GPUs that have it."""
     gradient_checkpointing: bool

@@ -26,6 +26,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from bbu.config.domains import DetectionConfig, ModelConfig
 from bbu.errors import ModelError
+from bbu.models.attention import VARLEN, register_varlen, use_varlen_vision
 from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
 
@@ -146,6 +147,8 @@ def load_model(
     """
     path = check_folder(folder)
     _register_layout()
+    if VARLEN in (config.attn_implementation, config.vision_attn_implementation):
+        register_varlen()
     try:
         described = _with_head(Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True), detection, path)
         with _quiet():
@@ -164,6 +167,8 @@ def load_model(
         raise ModelError(f"{path}: cannot load the model ({_first_line(error)}); check the folder") from error
     model, report = loaded  # a pair because of output_loading_info
     _check_complete(model, set(report["missing_keys"]), path)
+    if config.vision_attn_implementation == VARLEN:
+        use_varlen_vision(model)
     if detection is not None:
         model.detach_memory = detection.detection_detach_memory
     return _prepare_for_training(model, config) if for_training else model

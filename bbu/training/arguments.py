@@ -20,6 +20,7 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
     What is not named here keeps its stock value or is ours: checkpoints' rotation, logs, data loading, rates.
     """
     training, infra, gpu = config.training, config.infrastructure, torch.cuda.is_available()
+    check_precision(config)
     return TrainingArguments(
         output_dir=str(run.root),
         num_train_epochs=training.num_train_epochs,
@@ -59,6 +60,19 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
         ddp_find_unused_parameters=infra.ddp_find_unused_parameters,
         deepspeed=str(deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
     )
+
+
+def check_precision(config: DirectConfig) -> None:
+    """Refuse weights that a small step cannot change.
+
+    bfloat16 keeps 8 bits: an update below 0.4 % of a weight is rounded away, and those of a usual learning rate are.
+    DeepSpeed keeps a float32 copy of the weights for its optimizer; plain training does not.
+    """
+    if config.model.torch_dtype != "float32" and not config.infrastructure.deepspeed_enabled:
+        raise ConfigError(
+            f"{config.source}: torch_dtype {config.model.torch_dtype} without DeepSpeed would round most updates "
+            "away; set torch_dtype to float32 (bf16: true still computes in bfloat16) or enable DeepSpeed"
+        )
 
 
 def distributed_backend(wanted: str, gpu: bool) -> str:

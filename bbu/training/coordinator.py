@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 import yaml
+from transformers import set_seed
 
 from bbu import provenance
 from bbu.config.domains import DataConfig
@@ -103,6 +104,7 @@ class TrainingCoordinator:
         train = dataset("train")
         validation = dataset("eval") if config.training.eval_strategy != "no" else None
         status = StatusCallback(self.run_folder, config.infrastructure, provenance.job_facts(self._environ))
+        set_seed(config.training.seed)  # a fresh detection head is drawn from it
         model = load_model(folder, config.model, config.detection)
         check_attention(model, config)
         trainer = BBUTrainer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_all_errors_come_at_once(tmp_path: Path):
     "override",
     ["bf16=false fp16=true torch_dtype=nope", "min_pixels=999999999", "jpeg_quality=100", "teacher_ratio=1.5",
      "site_pattern=(", "response_types=[colour]", "run_name=../x", "save_steps=0", "llm_lr=-1",
-     "detection_num_heads=7", "collator_type=packed", "no_such_key=1", "no_equals_sign",
+     "detection_num_heads=7", "per_device_train_batch_size=2", "no_such_key=1", "no_equals_sign",
      "vendor_dir=ds data_root=ds/out"],
 )  # fmt: skip
 def test_values_and_combinations_that_cannot_work_are_refused(override: str):
@@ -120,3 +121,14 @@ def test_files_are_loaded_safely_and_size_capped(tmp_path: Path):
 def test_an_unknown_name_lists_the_names():
     with pytest.raises(ConfigError, match="smoke"):
         load_config("no-such-config")
+
+
+def test_every_key_is_read_by_code():
+    """A key that no code reads is a promise nobody keeps. The checks and the domains themselves do not count."""
+    package = Path(__file__).resolve().parents[2] / "bbu"
+    files = [path for path in package.rglob("*.py") if path.parent.name != "config"]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    rates = {f"{group}_lr" for group in ("vision", "merger", "llm", "detection", "adapter")}  # getattr(f"{group}_lr")
+    assert 'f"{group}_lr"' in code
+    unread = [key for key in OWNERS if key not in rates and not re.search(rf"\.{key}\b", code)]
+    assert not unread

@@ -47,6 +47,34 @@ def test_two_ranks_give_the_curve_of_one(demo: Demo, out: Path, one_rank: dict, 
     assert verify(out / f"output-{name}/checkpoint-6").world_size == 2
 
 
+HEAD = (
+    "detection_enabled=true", "detection_num_queries=20", "detection_hidden_dim=64", "detection_num_layers=2",
+    "detection_num_heads=4", "detection_ffn_dim=64", "detection_adapter_dim=64", "detection_dropout=0.0",
+    "detection_caption_dropout=0.0", "max_grad_norm=0.5",
+)  # fmt: skip
+HEAD_COMPARED = ("bbox_l1_loss", "bbox_giou_loss", "objectness_loss", "caption_loss", "gn/detection", "gn/adapter")
+
+
+@pytest.mark.parametrize("deepspeed", ["false", "true"], ids=["ddp", "zero2"])
+def test_two_ranks_give_the_curve_of_one_with_the_detection_head(demo: Demo, out: Path, deepspeed: str):
+    """Without denoising queries, whose noise is each rank's own."""
+    if not (out / "output-head-one").exists():
+        train(demo, out, "head-one", *HEAD, "per_device_train_batch_size=4", ranks=1)
+    name = f"head-{deepspeed}"
+    train(demo, out, name, *HEAD, f"deepspeed_enabled={deepspeed}", ranks=2)
+    one, two = scalars(out / "output-head-one"), scalars(out / f"output-{name}")
+    for tag in (*COMPARED, *HEAD_COMPARED):
+        assert two[tag] == pytest.approx(one[tag], rel=TOLERANCE), tag
+
+
+def test_packed_rows_over_two_ranks(demo: Demo, out: Path):
+    packed = ("collator_type=packed", "per_device_train_batch_size=1", "max_total_length=2048", "eval_strategy=steps")
+    train(demo, out, "packed", *HEAD, *packed, "eval_steps=3", ranks=2)
+    curve = scalars(out / "output-packed")
+    assert {"lm_loss", "caption_loss", "eval/lm_loss", "eval/bbox_giou_loss", "packing_efficiency"} <= curve.keys()
+    assert all(0 < value <= 1 for value in curve["packing_efficiency"].values())
+
+
 def test_zero2_resumes_with_the_optimizer_state_of_every_rank(demo: Demo, out: Path, one_rank: dict):
     name, run = "resumed", out / "output-resumed"
     train(demo, out, name, "deepspeed_enabled=true", ranks=2)
