@@ -198,13 +198,18 @@ class BBUTrainer(Trainer):
     def _window(self, grad_norm: float | None) -> dict[str, float]:
         training = self._config.training
         told = self.losses.window_means() | self.throughput.rates()
-        told |= current_learning_rates(self.optimizer.param_groups)
+        rates = current_learning_rates(self.optimizer.param_groups)
+        told |= {name: 0.0 if self._is_frozen(name) else rate for name, rate in rates.items()}
         if training.log_weight_norms:
             told |= {name: float(norm) for name, norm in self.parameters.weight_norms().items()}
         if training.log_grad_norms:
             limit = training.max_grad_norm
             told |= self.guard.norms(max(1.0, grad_norm / limit) if limit and grad_norm else 1.0)
         return told
+
+    def _is_frozen(self, rate: str) -> bool:
+        """Whether `lr/<group>` is of a head that is frozen yet; the scheduler knows nothing of that."""
+        return self.losses.head_share == 0.0 and rate.partition("/")[2] in HEAD_GROUPS
 
     # --- checkpoints ---
 
