@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import CheckpointError
+from bbu.rundir import sync_folder
 
 _RELEASED = 0.0
 
@@ -131,7 +132,7 @@ class Ledger:
                 return False
         finally:
             source.unlink()
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return True
 
     def _write_tmp(self, data: Mapping[str, Any]) -> Path:
@@ -146,11 +147,3 @@ class Ledger:
 
 def _number(claim: Path) -> int:
     return int(claim.suffix[1:])
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tabulate import tabulate
 from bbu.evaluation.detection import evaluate_detection, matched_pairs, pair_up
 from bbu.evaluation.labels import score_labels
 from bbu.evaluation.predictions import Prediction
+from bbu.rundir import write_atomic
 from bbu.schema import View
 
 
@@ -26,13 +26,7 @@ def evaluate(
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """Write metrics.json whole or not at all."""
-    text = json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2, sort_keys=True) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomic(path, json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2, sort_keys=True) + "\n")
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

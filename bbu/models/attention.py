@@ -156,6 +156,10 @@ def _for_kernel(states: torch.Tensor) -> torch.Tensor:
 # --- the vision tower's windows ---
 
 
+LOOPED = ("sdpa", "eager")
+"""Implementations that transformers calls once for each window."""
+
+
 class WindowedAttention(Qwen2_5_VLVisionAttention):
     """The stock attention of the vision tower, which hands all windows of a layer on at once.
 

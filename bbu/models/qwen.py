@@ -26,7 +26,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from bbu.config.domains import DetectionConfig, ModelConfig
 from bbu.errors import ModelError
-from bbu.models.attention import VARLEN, register_varlen, use_varlen_vision
+from bbu.models.attention import LOOPED, VARLEN, register_varlen, use_batched_windows, use_varlen_vision
 from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
 
@@ -169,6 +169,8 @@ def load_model(
     _check_complete(model, set(report["missing_keys"]), path)
     if config.vision_attn_implementation == VARLEN:
         use_varlen_vision(model)
+    elif config.vision_attn_implementation in LOOPED:
+        use_batched_windows(model)
     if detection is not None:
         model.detach_memory = detection.detection_detach_memory
     return _prepare_for_training(model, config) if for_training else model
