@@ -112,7 +112,9 @@ class Predictor:
         return [(b[0] * x, b[1] * y, b[2] * x, b[3] * y) for b in (item.bbox_2d for item in found.objects)]
 
     def _moved(self, batch: Batch) -> dict[str, Any]:
-        moved = {k: v.to(self._model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        moved: dict[str, Any] = {
+            k: v.to(self._model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+        }
         moved["pixel_values"] = moved["pixel_values"].to(self._model.dtype)
         return moved
 

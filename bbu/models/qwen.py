@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
@@ -193,7 +194,8 @@ def _check_complete(model: BBUModel, missing: set[str], path: Path) -> None:
     head = model.detection_head
     own = {f"detection_head.{name}" for name, _ in head.named_parameters()} if head else set()
     if head is not None and own <= missing:
-        head.reset_parameters()
+        with whole(list(head.parameters()), change=True):
+            head.reset_parameters()
         missing = missing - own
     if missing:
         names = ", ".join(sorted(missing)[:3])
@@ -241,6 +243,15 @@ def check_folder(folder: str | Path) -> Path:
     if kind != "qwen2_5_vl":
         raise ModelError(f"{path}: model_type is {kind!r}; model_path must be a Qwen2.5-VL (qwen2_5_vl)")
     return path
+
+
+def whole(parameters: list[torch.nn.Parameter], *, change: bool = False) -> AbstractContextManager[Any]:
+    """Have parameters in one piece for a block: under ZeRO-3 each rank holds a part. With `change`, rank 0's stay."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    from deepspeed import zero
+
+    return zero.GatheredParameters(parameters, modifier_rank=0 if change else None)
 
 
 @contextmanager

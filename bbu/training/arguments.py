@@ -21,7 +21,7 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
     """
     training, infra, gpu = config.training, config.infrastructure, torch.cuda.is_available()
     check_precision(config)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.root),
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps,
@@ -60,6 +60,16 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
         ddp_find_unused_parameters=infra.ddp_find_unused_parameters,
         deepspeed=str(deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
     )
+    if infra.deepspeed_enabled:
+        join_deepspeed(distributed_backend(infra.distributed_backend, gpu))
+    return arguments
+
+
+def join_deepspeed(backend: str) -> None:
+    """Tell DeepSpeed of the ranks before a model is loaded: ZeRO-3 cuts its weights up while they are read."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
 def check_precision(config: DirectConfig) -> None:

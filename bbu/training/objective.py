@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from bbu.config.domains import DetectionConfig
 from bbu.losses.criterion import SetCriterion, caption_sums, denoising_sums
@@ -49,7 +50,7 @@ class Objective:
 
     def counts(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """What the sums of some batches are divided by: supervised tokens, boxes, caption tokens."""
-        counted = {"lm_tokens": sum(int((b["labels"][:, 1:] != IGNORE_INDEX).sum()) for b in batches)}
+        counted: dict[str, float] = {"lm_tokens": sum(int((b["labels"][:, 1:] != IGNORE_INDEX).sum()) for b in batches)}
         if self._config.detection_enabled:
             counted["boxes"] = sum(len(boxes) for b in batches for boxes in b["boxes"])
             counted["caption_tokens"] = sum(int((b["caption_ids"] != IGNORE_INDEX).sum()) for b in batches)
@@ -99,7 +100,10 @@ def _with_all_parameters(loss: LossSum, model: BBUModel) -> LossSum:
     """Tie every parameter of the head to the graph by nothing at all.
 
     A batch without objects writes no caption and denoises nothing; DDP would wait for those gradients for ever.
+    ZeRO-3 waits for none, and has cut the parameters up by now.
     """
+    if is_deepspeed_zero3_enabled():
+        return loss
     assert model.detection_head is not None
     nothing = torch.stack([parameter.sum() for parameter in model.detection_head.parameters()]).sum() * 0
     return LossSum(loss.total + nothing, loss.count)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,14 +74,16 @@ class ParameterManager:
         assert group in GROUPS, group
         return [entry.parameter for entry in self.parameters if entry.group == group]
 
-    def weight_norms(self) -> dict[str, torch.Tensor]:
-        """`wn/<group>`: L2 norm of the group's weights, for groups that have any. Not for sharded weights."""
-        return {f"wn/{g}": _norm(found) for g in GROUPS if (found := self.members(g))}
+    def weight_norms(self, whole: Callable[[list[nn.Parameter]], AbstractContextManager[Any]]) -> dict[str, float]:
+        """`wn/<group>`: L2 norm of the group's weights, for groups that have any.
 
-    def grad_norms(self) -> dict[str, torch.Tensor]:
-        """`gn/<group>`: L2 norm of the group's gradients, for groups that have any. Not for sharded ones."""
-        grads = {g: [p.grad for p in self.members(g) if p.grad is not None] for g in GROUPS}
-        return {f"gn/{g}": _norm(found) for g, found in grads.items() if found}
+        whole: makes parameters that ranks share whole for a block (ZeRO-3); one at a time, or the model would be.
+        """
+        squares: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for entry in self.parameters:
+            with whole([entry.parameter]):
+                squares[entry.group].append(entry.parameter.detach().float().square().sum())
+        return {f"wn/{group}": float(torch.stack(found).sum().sqrt()) for group, found in squares.items()}
 
     def _trainable(self, group: str, decays: bool) -> list[nn.Parameter]:
         return [
@@ -149,8 +152,3 @@ def _decay_free(model: nn.Module) -> Iterator[str]:
         for name, _ in module.named_parameters(recurse=False, remove_duplicate=False):
             if is_norm or name.endswith("bias"):  # `in_proj_bias` of attention as well
                 yield f"{prefix}.{name}" if prefix else name
-
-
-def _norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    # float32 first: squares of float16 overflow.
-    return torch.nn.utils.get_total_norm([t.detach().float() for t in tensors])

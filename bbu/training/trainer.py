@@ -20,6 +20,7 @@ from bbu.config.flat import DirectConfig
 from bbu.data.dataset import BBUDataset
 from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
+from bbu.models.qwen import whole
 from bbu.rundir import RunFolder
 from bbu.training.checkpointing import Ranks, config_hash, publishing, rotate
 from bbu.training.flops import peak_flops, training_flops, work_of
@@ -201,7 +202,7 @@ class BBUTrainer(Trainer):
         rates = current_learning_rates(self.optimizer.param_groups)
         told |= {name: 0.0 if self._is_frozen(name) else rate for name, rate in rates.items()}
         if training.log_weight_norms:
-            told |= {name: float(norm) for name, norm in self.parameters.weight_norms().items()}
+            told |= self.parameters.weight_norms(whole)
         if training.log_grad_norms:
             limit = training.max_grad_norm
             told |= self.guard.norms(max(1.0, grad_norm / limit) if limit and grad_norm else 1.0)

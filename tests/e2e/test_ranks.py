@@ -55,13 +55,16 @@ HEAD = (
 HEAD_COMPARED = ("bbox_l1_loss", "bbox_giou_loss", "objectness_loss", "caption_loss", "gn/detection", "gn/adapter")
 
 
-@pytest.mark.parametrize("deepspeed", ["false", "true"], ids=["ddp", "zero2"])
-def test_two_ranks_give_the_curve_of_one_with_the_detection_head(demo: Demo, out: Path, deepspeed: str):
+ZERO3 = ("deepspeed_enabled=true", "deepspeed_config=configs/deepspeed/zero3.json")
+
+
+@pytest.mark.parametrize("way", [(), ("deepspeed_enabled=true",), ZERO3], ids=["ddp", "zero2", "zero3"])
+def test_two_ranks_give_the_curve_of_one_with_the_detection_head(demo: Demo, out: Path, way: tuple[str, ...]):
     """Without denoising queries, whose noise is each rank's own."""
     if not (out / "output-head-one").exists():
         train(demo, out, "head-one", *HEAD, "per_device_train_batch_size=4", ranks=1)
-    name = f"head-{deepspeed}"
-    train(demo, out, name, *HEAD, f"deepspeed_enabled={deepspeed}", ranks=2)
+    name = f"head-{len(way)}"
+    train(demo, out, name, *HEAD, *way, ranks=2)
     one, two = scalars(out / "output-head-one"), scalars(out / f"output-{name}")
     for tag in (*COMPARED, *HEAD_COMPARED):
         assert two[tag] == pytest.approx(one[tag], rel=TOLERANCE), tag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -158,11 +159,8 @@ def test_a_parameter_of_no_group_is_refused_by_name():
 def test_norms_and_rates_are_told_per_group():
     model = qwen()
     manager = ParameterManager(model, training())
-    squares = sum(float(v) ** 2 for v in manager.weight_norms().values())
+    squares = sum(norm**2 for norm in manager.weight_norms(lambda parameters: nullcontext()).values())
     assert squares == pytest.approx(sum(float(p.detach().square().sum()) for p in model.parameters()), rel=1e-4)
-    assert manager.grad_norms() == {}
-    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
-    assert set(manager.grad_norms()) == {"gn/llm"} and manager.grad_norms()["gn/llm"] > 0
     optimizer = torch.optim.AdamW(manager.optimizer_groups())
     assert current_learning_rates(optimizer.param_groups) == {
         f"lr/{g}": RATES[f"{g}_lr"] for g in ("vision", "merger", "llm")
