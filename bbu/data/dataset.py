@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -79,6 +79,10 @@ class SampleBuilder:
         ]
         turns.append(self._turn("student", asked.plans, None, instruction))
         return self._sample(name, self._chat.build(self._prompt.system, turns), [*shown, asked], ())
+
+    def caption_length(self, desc: str) -> int:
+        """Tokens of a description, its end included."""
+        return len(self._chat.caption(desc))
 
     def measure(self, name: str, student: View, teachers: Sequence[View] = ()) -> int:
         """Length in tokens of the sample `build` would make, from image headers alone."""
@@ -174,6 +178,14 @@ class BBUDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         name, record = self._records[index]
         return self._builder.build(name, record.student, self.teachers(index))
+
+    def students(self) -> Iterator[tuple[str, View]]:
+        """Name and view of every student, without decoding anything."""
+        return ((name, record.student) for name, record in self._records)
+
+    def caption_length(self, desc: str) -> int:
+        """Tokens of a description as the caption branch writes it."""
+        return self._builder.caption_length(desc)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the DataLoader before each epoch."""

@@ -16,11 +16,11 @@ import yaml
 from transformers import set_seed
 
 from bbu import provenance
-from bbu.config.domains import DataConfig
+from bbu.config.domains import DataConfig, DetectionConfig
 from bbu.config.flat import DirectConfig
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import BBUDataset, load_dataset
-from bbu.errors import PREEMPTED_EXIT_CODE, BBUError
+from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, ConfigError
 from bbu.logs import rank_of
 from bbu.models.attention import check_packing_is_safe
 from bbu.models.qwen import BBUModel, check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
@@ -103,6 +103,8 @@ class TrainingCoordinator:
         collator = make_collator(config.data, pad_token_id(tokenizer, folder))
         train = dataset("train")
         validation = dataset("eval") if config.training.eval_strategy != "no" else None
+        for data in filter(None, (train, validation)):
+            check_head_fits(data, config.detection)
         status = StatusCallback(self.run_folder, config.infrastructure, provenance.job_facts(self._environ))
         set_seed(config.training.seed)  # a fresh detection head is drawn from it
         model = load_model(folder, config.model, config.detection)
@@ -165,6 +167,24 @@ def make_collator(data: DataConfig, pad_id: int) -> StandardDataCollator | Packe
             pad_id, max_total_length=data.max_total_length, pad_to_multiple_of=data.pad_to_multiple_of
         )
     return StandardDataCollator(pad_id, pad_to_multiple_of=data.pad_to_multiple_of)
+
+
+def check_head_fits(dataset: BBUDataset, detection: DetectionConfig) -> None:
+    """Refuse photos with more objects than queries, and descriptions longer than the caption branch can write."""
+    if not detection.detection_enabled:
+        return
+    most, name = max(((len(view.objects), name) for name, view in dataset.students()), default=(0, ""))
+    if most > detection.detection_num_queries:
+        raise ConfigError(
+            f"{name}: {most} objects but detection_num_queries is {detection.detection_num_queries}; raise it"
+        )
+    descs = {item.desc for _, view in dataset.students() for item in view.objects}
+    longest, desc = max(((dataset.caption_length(desc), desc) for desc in descs), default=(0, ""))
+    if longest > detection.detection_caption_max_length:
+        raise ConfigError(
+            f"the description {desc!r} has {longest} tokens but detection_caption_max_length is "
+            f"{detection.detection_caption_max_length}; raise it"
+        )
 
 
 def check_attention(model: BBUModel, config: DirectConfig) -> None:

@@ -124,6 +124,13 @@ def test_vendor_files_that_are_broken_are_set_aside_with_their_reasons_and_the_r
     one_line(entry("convert", *where, "max_reject_share=0.1"), 3, "rejected")
 
 
+def test_a_head_too_small_for_the_photos(entry: Entry):
+    done = entry("train", "detection_enabled=true", "detection_num_queries=1")
+    one_line(done, 2, "train.jsonl[", "objects but detection_num_queries is 1")
+    done = entry("train", "detection_enabled=true", "detection_caption_max_length=3")
+    one_line(done, 2, "tokens but detection_caption_max_length is 3")
+
+
 def test_a_folder_that_is_no_checkpoint(entry: Entry, tmp_path: Path):
     one_line(entry("eval", arguments=("--checkpoint", str(tmp_path))), 5, "not a checkpoint")
     one_line(entry("eval", arguments=("--pending", str(tmp_path))), 5, "not a run folder")
