@@ -24,17 +24,23 @@ def iou_and_giou(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tenso
     """IoU and GIoU (Rezatofighi et al., arXiv:1902.09630) of broadcastable [..., 4] xyxy boxes: two [...]."""
     first, second = first.float(), second.float()
     low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
+    shared = extent(low, high)
     union = area(first) + area(second) - shared
     iou = shared / union.clamp(min=1e-9)
     hull_low, hull_high = torch.minimum(first[..., :2], second[..., :2]), torch.maximum(first[..., 2:], second[..., 2:])
-    hull = (hull_high - hull_low).clamp(min=0).prod(-1).clamp(min=1e-9)
+    hull = extent(hull_low, hull_high).clamp(min=1e-9)
     return iou, iou - (hull - union) / hull
 
 
 def area(boxes: torch.Tensor) -> torch.Tensor:
     """[..., 4] xyxy -> [...]; an inverted box has none."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    return extent(boxes[..., :2], boxes[..., 2:])
+
+
+def extent(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Area between two corners, [..., 2] each: [...]. Not by `prod`, whose backward waits for the device."""
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    return width * height
 
 
 def pairwise_giou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -43,15 +43,17 @@ class SetCriterion:
         overlap = 1 - iou_and_giou(to_corners(found), to_corners(wanted))[1]
         goal = torch.zeros_like(logits, dtype=torch.float32)
         goal[matches.layer, matches.sample, matches.query] = 1.0
-        focal = torch.where(valid, focal_loss(logits, goal, self._alpha, self._gamma), 0.0)
-        kept = boxes.sum() * 0  # a batch without objects still has a graph
+        focal = focal_loss(logits, goal, valid, self._alpha, self._gamma)
+        # A batch without objects still has a graph, and a NaN in any query that is none of padding is told.
+        kept = boxes.float().masked_fill(~valid[..., None], 0.0).sum() * 0
         per_layer = {
             "bbox_l1_loss": by_layer(distance, matches.layer, layers) + kept,
             "bbox_giou_loss": by_layer(overlap, matches.layer, layers) + kept,
             "objectness_loss": focal.sum((1, 2)),
         }
         sums = {named(n, i, layers): value[i] for n, value in per_layer.items() for i in range(layers)}
-        return DetectionSums(sums, torch.tensor(len(truth), device=boxes.device))
+        # `full` is filled on the device; `tensor` would be copied there, and the host would wait.
+        return DetectionSums(sums, torch.full((), len(truth), dtype=torch.int64, device=boxes.device))
 
 
 def named(name: str, layer: int, layers: int) -> str:
@@ -63,14 +65,19 @@ def by_layer(values: torch.Tensor, layer: torch.Tensor, layers: int) -> torch.Te
     return values.new_zeros(layers).index_add(0, layer, values)
 
 
-def focal_loss(logits: torch.Tensor, goal: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
-    """Sigmoid focal loss, element by element, float32."""
-    logits = logits.float()
+def focal_loss(
+    logits: torch.Tensor, goal: torch.Tensor, valid: torch.Tensor, alpha: float, gamma: float
+) -> torch.Tensor:
+    """Sigmoid focal loss, element by element, float32; 0 where not valid.
+
+    Masked before and after: a NaN that is only masked after comes back in the gradient as 0 * NaN.
+    """
+    logits = logits.float().masked_fill(~valid, 0.0)
     entropy = binary_cross_entropy_with_logits(logits, goal, reduction="none")
-    probability = logits.sigmoid()
-    wrong = probability * (1 - goal) + (1 - probability) * goal
+    # The probability of being wrong. `1 - sigmoid` would round to 0, where a power below 1 has no gradient.
+    wrong = (logits * (1 - 2 * goal)).sigmoid()
     weight = alpha * goal + (1 - alpha) * (1 - goal)
-    return weight * wrong**gamma * entropy
+    return (weight * wrong**gamma * entropy).masked_fill(~valid, 0.0)
 
 
 def caption_sums(logits: torch.Tensor, captions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,9 +103,10 @@ def denoising_sums(
 
     boxes: [L, B, K, 4]; logits: [L, B, K]; targets: [B, K, 4]; positive, valid: [B, K] bool.
     """
-    near = (positive & valid)[None]
-    distance = (boxes.float() - targets).abs().sum(-1) * near
-    overlap = (1 - iou_and_giou(to_corners(boxes.float()), to_corners(targets))[1]) * near
-    focal = focal_loss(logits, positive.float().expand_as(logits), alpha, gamma) * valid
+    near = positive & valid
+    found = torch.where(near[..., None], boxes.float(), targets)  # what is not compared has no gradient, NaN or not
+    distance = (found - targets).abs().sum(-1)
+    overlap = (1 - iou_and_giou(to_corners(found), to_corners(targets))[1]).masked_fill(~near, 0.0)
+    focal = focal_loss(logits, positive.float().expand_as(logits), valid, alpha, gamma)
     values = {"bbox_l1_loss": distance, "bbox_giou_loss": overlap, "objectness_loss": focal}
     return {f"{name}_aux_dn{i}": value[i].sum() for name, value in values.items() for i in range(len(boxes))}

@@ -13,24 +13,28 @@ from bbu.config.domains import DetectionConfig
 from bbu.losses.boxes import pairwise_giou, to_corners
 
 WORST = 1e6
-"""Cost of a pair whose cost is not a number."""
+"""Cost of a pair whose cost is not a finite number."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Matched pairs of all layers: four [R] int64 tensors. `target` counts through all samples' targets in order."""
+    """Matched pairs of all layers: four [R] int64 tensors. `target` counts through all samples' targets in order.
+
+    Layer after layer, each with as many pairs: how many a sample has follows from its queries and targets alone.
+    """
 
     layer: torch.Tensor
     sample: torch.Tensor
     query: torch.Tensor
     target: torch.Tensor
     layers: int
+    """how many layers' pairs these are"""
 
     @property
     def last_layer(self) -> Matches:
-        """The pairs of the last layer alone."""
-        own = self.layer == self.layers - 1
-        return Matches(self.layer[own], self.sample[own], self.query[own], self.target[own], self.layers)
+        """The pairs of the last layer alone: a slice, since looking for them would be one more wait for the device."""
+        start = len(self.layer) - len(self.layer) // self.layers
+        return Matches(self.layer[start:], self.sample[start:], self.query[start:], self.target[start:], layers=1)
 
 
 class HungarianMatcher:
@@ -47,20 +51,13 @@ class HungarianMatcher:
     ) -> Matches:
         """boxes: [L, B, Q, 4] cxcywh; logits: [L, B, Q]; valid: [B, Q]; targets: B tensors [N, 4] cxcywh.
 
-        A sample with more targets than valid queries leaves the costliest unmatched.
+        A sample with more targets than valid queries gives every valid query one, at the least total cost.
         """
         counts = [len(t) for t in targets]
-        offsets = [sum(counts[:b]) for b in range(len(counts))]
-        rows: list[tuple[int, int, int, int]] = []
+        rows = np.zeros((4, 0), dtype=np.int64)
         if max(counts, default=0):
-            costs = self._costs(boxes, logits, valid, targets).cpu().numpy()  # the one wait for the device
-            for b, count in enumerate(counts):
-                queries = (~np.isinf(costs[-1, b, :, 0])).nonzero()[0]
-                for layer in range(len(boxes)):
-                    picked = linear_sum_assignment(costs[layer, b][queries, :count])
-                    rows += [(layer, b, int(queries[q]), offsets[b] + int(t)) for q, t in zip(*picked, strict=True)]
-        table = torch.tensor(rows, dtype=torch.int64, device=boxes.device).reshape(-1, 4)
-        return Matches(*table.unbind(-1), layers=len(boxes))
+            rows = assign(self._costs(boxes, logits, valid, targets).cpu().numpy(), counts)  # the one wait
+        return Matches(*torch.from_numpy(rows).to(boxes.device, non_blocking=True), layers=len(boxes))
 
     def _costs(
         self, boxes: torch.Tensor, logits: torch.Tensor, valid: torch.Tensor, targets: Sequence[torch.Tensor]
@@ -76,5 +73,19 @@ class HungarianMatcher:
         cost = self._box * distance - self._giou * giou + self._object * (positive - negative)[..., None]
         # A NaN must not end this rank here and leave the others waiting: the losses will be NaN too, and the step
         # is refused by all ranks together.
-        cost = cost.nan_to_num(nan=WORST, posinf=WORST, neginf=-WORST)
+        cost = cost.nan_to_num(nan=WORST, posinf=WORST, neginf=WORST)
         return cost.masked_fill(~valid[None, :, :, None], float("inf"))
+
+
+def assign(costs: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """[L, B, Q, N] and B numbers of targets -> [4, R] int64: layer, sample, query, target, layer after layer."""
+    offsets = np.cumsum([0, *counts])
+    usable = [np.flatnonzero(np.isfinite(of_sample[:, 0])) for of_sample in costs[-1]]
+    parts = []
+    for layer, of_layer in enumerate(costs):
+        for sample, (queries, count) in enumerate(zip(usable, counts, strict=True)):
+            rows, columns = linear_sum_assignment(of_layer[sample, queries, :count])
+            part = np.empty((4, len(rows)), dtype=np.int64)
+            part[0], part[1], part[2], part[3] = layer, sample, queries[rows], columns + offsets[sample]
+            parts.append(part)
+    return np.concatenate(parts, axis=1)

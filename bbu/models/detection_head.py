@@ -141,7 +141,7 @@ class DetectionHead(nn.Module):
             nn.init.constant_(score.get_parameter("bias"), -math.log((1 - self.spec.prior) / self.spec.prior))
 
     def forward(self, memory: Memory, denoising: Denoising | None = None) -> DetectionOutput:
-        patches = self.vision_adapter(memory.patches) + self.place(place_of(patch_boxes(memory), self.spec.width))
+        patches = self.vision_adapter(memory.patches.to(self._dtype)) + self._placed(patch_boxes(memory))
         boxes, logits, queries, valid = self._propose(memory, patches)
         keys, key_mask = self._keys(memory, patches)
         start = boxes.detach()
@@ -151,6 +151,14 @@ class DetectionHead(nn.Module):
             queries = torch.cat([queries, extra], dim=1)
         refined = self._decode(queries, start, memory, keys, key_mask, attention_between(valid, denoising))
         return self._split(boxes, logits, valid, *refined)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.query.weight.dtype
+
+    def _placed(self, boxes: Float32[torch.Tensor, "N Q 4"]) -> Float[torch.Tensor, "N Q D"]:
+        """What the place of a box adds to what is there; boxes are float32 also where the weights are not."""
+        return self.place(place_of(boxes, self.spec.width).to(self._dtype))
 
     def _propose(
         self, memory: Memory, patches: Float[torch.Tensor, "N P D"]
@@ -177,7 +185,7 @@ class DetectionHead(nn.Module):
         """Patches and, where they are used, words: [N, P (+ T), D] and their mask."""
         if self.language_adapter is None:
             return patches, memory.patch_mask
-        words = self.language_adapter(memory.words)
+        words = self.language_adapter(memory.words.to(self._dtype))
         return torch.cat([patches, words], dim=1), torch.cat([memory.patch_mask, memory.word_mask], dim=1)
 
     def _decode(
@@ -193,8 +201,7 @@ class DetectionHead(nn.Module):
         all_boxes, all_logits = [], []
         states = queries
         for layer, box, objectness in zip(self.layers, self.box, self.objectness, strict=True):
-            place = self.place(place_of(boxes, self.spec.width))
-            queries = layer(queries, place, boxes, own, memory, keys, key_mask)
+            queries = layer(queries, self._placed(boxes), boxes, own, memory, keys, key_mask)
             states = self.norm(queries)
             refined = shift(boxes, box(states))
             all_boxes.append(refined)

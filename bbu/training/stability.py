@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,13 +51,14 @@ class GradientGuard:
         """
         return {f"gn/{group}": float(square.sqrt()) * clipped_by for group, square in self._squares.items()}
 
-    def _squares_of(self, param_groups: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def _squares_of(self, param_groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Squared norm of each learning-rate group, over all ranks. Frozen ones and empty ones are left out."""
         grads: dict[str, list[torch.Tensor]] = defaultdict(list)
         for group in param_groups:
             grads[group["group"]] += [p.grad.detach() for p in group["params"] if p.grad is not None]
         names = sorted(grads)
-        squares = [_square(grads[name]) for name in names]
+        device = next((p.device for group in param_groups for p in group["params"]), None)
+        squares = [_square(grads[name], device) for name in names]
         if self._sharded and squares:
             joint = torch.stack(squares)
             dist.all_reduce(joint)
@@ -79,6 +80,8 @@ class GradientGuard:
                 parameter.grad = None  # AdamW leaves a parameter without gradient as it is
 
 
-def _square(grads: list[torch.Tensor]) -> torch.Tensor:
-    # float32 first: squares of float16 overflow.
-    return torch.nn.utils.get_total_norm([grad.float() for grad in grads]).square() if grads else torch.zeros(())
+def _square(grads: list[torch.Tensor], device: torch.device | None) -> torch.Tensor:
+    """Sum of squares, 0 of none; float32 first: squares of float16 overflow."""
+    if not grads:
+        return torch.zeros((), device=device)
+    return torch.nn.utils.get_total_norm([grad.float() for grad in grads]).square()

@@ -140,6 +140,26 @@ def test_a_picture_with_fewer_patches_than_queries_leaves_the_rest_empty(folder:
     )
 
 
+def test_weights_in_bfloat16_work_and_boxes_stay_float32(folder: Path):
+    settings = config(f"data_root={folder}", "torch_dtype=bfloat16")
+    model = load_model(folder / "model", settings.model, settings.detection).eval()
+    tokenizer = load_tokenizer(folder / "model")
+    builder = SampleBuilder(
+        settings.data, tokenizer, load_image_processor(folder / "model"), get_prompt("zh", "concise")
+    )
+    batch = StandardDataCollator(0)([builder.build("s", view(0)), builder.build("s", view(1))])
+    noise = disturb(batch["boxes"], 8, 0.4)
+    query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"], noise)
+    given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
+    _, output = model(**given, detection=query, read_detection=lambda output, model: output)
+    assert output.boxes.dtype == output.logits.dtype == torch.float32 and torch.isfinite(output.boxes).all()
+    captions = model.detection_head.captions
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    logits = captions(output.states[:, 0], tokens, model.get_input_embeddings(), model.lm_head)
+    assert logits.dtype == torch.bfloat16 and torch.isfinite(logits).all()
+    captions.generate(output.states[:, 0], model.get_input_embeddings(), model.lm_head, end=5)
+
+
 def test_a_fresh_head_expects_no_object(folder: Path):
     torch.manual_seed(1)
     model = load_model(folder / "model", config().model, config().detection)
