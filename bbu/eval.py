@@ -7,36 +7,36 @@ interrupted worker has predicted is kept.
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from bbu import provenance
 from bbu.config.flat import DirectConfig
 from bbu.config.load import load_config
-from bbu.errors import CheckpointError, DataError, run_entry
+from bbu.errors import PREEMPTED_EXIT_CODE, CheckpointError, DataError, run_entry
 from bbu.evaluation.job import Evaluation, run_evaluation
 from bbu.evaluation.ledger import evaluation_key
-from bbu.evaluation.pending import METRICS, open_ledger, result_folder
+from bbu.evaluation.pending import METRICS, SOURCES, open_ledger, result_folder, sources_of
 from bbu.evaluation.predictions import Prediction
 from bbu.evaluation.report import scalars, table
 from bbu.logs import set_up_logging
 from bbu.rundir import CHECKPOINT_NAME, RUN_CONFIG, RunFolder
 from bbu.schema import View, read_records
-from bbu.training.checkpointing import MANIFEST, verify
+from bbu.training.checkpointing import MANIFEST, verify, verify_sizes
 
 DECISIVE = (
     "attn_implementation", "vision_attn_implementation", "torch_dtype", "generation_max_new_tokens",
     "generation_repetition_penalty", "detection_score_threshold", "detection_max_predictions", "eval_iou_threshold",
     "eval_bootstrap_samples", "eval_bootstrap_confidence", "min_pixels", "max_pixels", "language", "eval_prompt",
-    "max_eval_examples",
+    "max_eval_examples", "bf16", "object_order",
 )  # fmt: skip
 """The config keys that a score depends on; they are part of its key."""
-SOURCES = ("answer", "head", "both")
-HEAD_KEY = "bbu_detection_head"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,10 +57,42 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    folders = [arguments.checkpoint] if arguments.checkpoint else published(arguments.pending)
-    for folder in folders:
-        score(folder, arguments)
-    return 0
+    catch_stops()
+    try:
+        return score_all(arguments)
+    except Stopped as stop:
+        print(f"stopped by {stop}: what is predicted is kept, the same command goes on", file=sys.stderr)
+        return PREEMPTED_EXIT_CODE
+
+
+class Stopped(BaseException):
+    """USR1, USR2 or TERM came: the job is about to end. Not an Exception, so that nothing on the way keeps it."""
+
+
+def catch_stops() -> None:
+    """Let a stop signal end the work as an exception does: claims are given back."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def score_all(arguments: argparse.Namespace) -> int:
+    """Score what is asked for; with --pending a checkpoint that cannot be read does not keep the others waiting."""
+    if arguments.checkpoint:
+        score(arguments.checkpoint.absolute(), arguments)
+        return 0
+    code = 0
+    for folder in published(arguments.pending.absolute()):
+        try:
+            score(folder, arguments)
+        except CheckpointError as error:
+            if folder.is_dir():  # else it was rotated away meanwhile
+                print(f"error: {error}", file=sys.stderr)
+                code = error.exit_code
+    return code
 
 
 def published(run: Path) -> list[Path]:
@@ -81,21 +113,14 @@ def load(folder: Path, arguments: argparse.Namespace) -> DirectConfig:
 
 def score(folder: Path, arguments: argparse.Namespace) -> None:
     """Score one checkpoint in each way that is asked for, and print the reports."""
-    folder = folder.absolute()
     if not CHECKPOINT_NAME.fullmatch(folder.name):
         raise CheckpointError(f"{folder}: not a checkpoint-{{step}} folder of a run")
-    verify(folder)
+    verify_sizes(folder)
     config = load(folder, arguments)
     set_up_logging(config.infrastructure.log_level, config.infrastructure.log_verbose)
     photos = Photos(folder, config, arguments.teachers)
     for source in (arguments.source,) if arguments.source else sources_of(folder):
         score_source(photos, source)
-
-
-def sources_of(folder: Path) -> tuple[str, ...]:
-    """What a checkpoint can be asked: one without a detection head has its answer alone."""
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return SOURCES if described.get(HEAD_KEY) else ("answer",)
 
 
 def score_source(photos: Photos, source: str) -> None:
@@ -130,15 +155,23 @@ def plan(run: RunFolder, photos: Photos, source: str) -> Evaluation:
         "config": {key: getattr(config, key) for key in DECISIVE},
         "source": source,
         "teachers": photos.teachers,
+        "teachers_sha256": photos.teachers_hash(),
     }
     key = evaluation_key(
         manifest_sha=facts["checkpoint_manifest_sha256"],
-        eval_config=facts["config"] | {"source": source, "teachers": photos.teachers},
+        eval_config=facts["config"] | {name: facts[name] for name in ("source", "teachers", "teachers_sha256")},
         dataset_hash=facts["dataset_sha256"],
         code=f"{facts['code_sha256']} {facts['image_sha256']}",
     )
     folder = result_folder(run, photos.manifest_step, source, key)
-    return Evaluation(key, photos.manifest_step, folder, views[:limit] if limit >= 0 else views, facts)
+    return Evaluation(
+        key, photos.manifest_step, folder, views[:limit] if limit >= 0 else views, facts, least_score(config, source)
+    )
+
+
+def least_score(config: DirectConfig, source: str) -> float:
+    """The head's threshold for the head; an answer has no part that it did not mean."""
+    return config.detection.detection_score_threshold if source == "head" else 0.0
 
 
 class Photos:
@@ -156,13 +189,24 @@ class Photos:
         for start in range(0, len(views), size):
             yield self._batch(views[start : start + size], source)
 
+    def teachers_hash(self) -> str | None:
+        """SHA-256 of the pool of worked examples, None where none are shown."""
+        return provenance.file_hash(self._root / self.config.data.teacher_file) if self.teachers else None
+
     @cached_property
     def _predictor(self) -> Any:
         from bbu.inference.predictor import Predictor, best_device
 
+        verify(self.folder)  # every byte, but only where something is to be predicted
         config = self.config
         return Predictor(
-            self.folder, config.model, config.data, config.detection, device=best_device(), num_teachers=self.teachers
+            self.folder,
+            config.model,
+            config.data,
+            config.detection,
+            device=best_device(),
+            bf16=config.training.bf16,
+            num_teachers=self.teachers,
         )
 
     def _batch(self, views: Sequence[View], source: str) -> list[Prediction]:
@@ -183,9 +227,11 @@ class Photos:
             from bbu.inference.predictor import joined
 
             answers, heads = self._find(images, "answer"), self._find(images, "head")
-            return {name: joined(answers[name], heads[name]) for name in images}
+            least = self.config.detection.detection_score_threshold
+            return {name: joined(answers[name], heads[name].above(least)) for name in images}
         rest = [name for name in images if (source, name) not in self._found]
-        found = self._predictor.predict([images[name] for name in rest], source=source) if rest else []
+        # The head's uncertain finds as well: average precision needs them, the headline leaves them out.
+        found = self._predictor.predict([images[name] for name in rest], source=source, least=0.0) if rest else []
         self._found |= {(source, name): one for name, one in zip(rest, found, strict=True)}
         return {name: self._found[source, name] for name in images}
 

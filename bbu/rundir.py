@@ -23,6 +23,8 @@ from bbu.errors import CheckpointError
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 RUN_CONFIG = "run_config.yaml"
 """The resolved run config inside a checkpoint."""
+HEAD_KEY = "bbu_detection_head"
+"""Where a model folder's config.json describes its detection head."""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,14 @@ def _pairing(view: View, prediction: Prediction | None) -> Pairing:
     return Pairing(view.objects, prediction.objects, prediction.scores)
 
 
+def above(pair: Pairing, least: float) -> Pairing:
+    """Without predictions that have a score below `least`."""
+    if not pair.scores:
+        return pair
+    kept = [(item, s) for item, s in zip(pair.predicted, pair.scores, strict=True) if s is None or s >= least]
+    return Pairing(pair.truth, tuple(item for item, _ in kept), tuple(s for _, s in kept))
+
+
 def label_prefix(desc: str, depth: int | None) -> str:
     """The first `depth` levels of a description, each stripped; all of them for None, the same name for 0."""
     levels = [level.strip() for level in desc.split("/")]
@@ -244,11 +252,13 @@ def evaluate_detection(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    least: float = 0.0,
 ) -> dict[str, Any]:
     """Every detection metric of one dataset: `headline`, `detection`, `intervals`, `average_precision`, `images`.
 
-    iou: threshold of the headline. level: confidence of the intervals. Raises DataError where predictions do not
-    belong to this ground truth, or there is no image to score.
+    iou: threshold of the headline. least: score below which an object counts for average precision alone. level:
+    confidence of the intervals. Raises DataError where predictions do not belong to this ground truth, or there is
+    no image to score.
     """
     if not views:
         raise DataError("nothing to evaluate: the ground truth has no image; check val_file")
@@ -256,7 +266,8 @@ def evaluate_detection(
     pairs = pair_up(views, predictions)
     if source is None:
         pairs = [Pairing(p.truth, p.predicted) for p in pairs]
-    counts = {name: count_matches(pairs, depth) for name, depth in DEPTHS.items()}
+    certain = [above(pair, least) for pair in pairs]
+    counts = {name: count_matches(certain, depth) for name, depth in DEPTHS.items()}
     scored = {n: average_precision(pairs, DEPTHS[n]) for n in ("class_agnostic", "class_aware") if source}
     intervals = {n: bootstrap(c, resamples=resamples, seed=seed, level=level) for n, c in counts.items()}
     return {
@@ -265,7 +276,7 @@ def evaluate_detection(
         "intervals": intervals,
         "interval_level": level,
         "average_precision": {"score_source": source, **scored} if source else None,
-        "images": _images(views, predictions),
+        "images": _images(views, predictions) | {"objects_predicted": sum(len(pair.predicted) for pair in certain)},
     }
 
 
@@ -279,5 +290,4 @@ def _images(views: Sequence[View], predictions: Sequence[Prediction]) -> dict[st
         "status": dict(sorted(Counter(p.status for p in predictions).items())),
         "rejected": dict(sorted(rejected.items())),
         "objects_true": sum(len(v.objects) for v in views),
-        "objects_predicted": sum(len(p.objects) for p in predictions),
     }

@@ -36,6 +36,8 @@ class Evaluation:
     folder: Path
     views: Sequence[View]
     facts: Mapping[str, Any]
+    least: float
+    """score below which an object counts for average precision alone"""
 
 
 def run_evaluation(
@@ -52,8 +54,7 @@ def run_evaluation(
         if claim is None:
             return ledger.result(work.key)
         with renewing(ledger, claim):
-            predictions = predict_rest(work, predict)
-        result = metrics_of(work, training, predictions)
+            result = metrics_of(work, training, predict_rest(work, predict))
         ledger.publish(claim, result)
         result = ledger.result(work.key)
         assert result is not None
@@ -71,6 +72,7 @@ def metrics_of(work: Evaluation, training: TrainingConfig, predictions: Sequence
         iou=training.eval_iou_threshold,
         resamples=training.eval_bootstrap_samples,
         level=training.eval_bootstrap_confidence,
+        least=work.least,
     )
     return {**metrics, "step": work.step, "key": work.key, **work.facts}
 
@@ -103,6 +105,8 @@ def renewing(ledger: Ledger, claim: Claim) -> Iterator[None]:
             except CheckpointError:
                 lost.set()
                 return
+            except OSError:  # a shared filesystem may stall for a while; the next renewal tries again
+                continue
 
     thread = threading.Thread(target=renew, name="claim", daemon=True)
     thread.start()

@@ -6,12 +6,15 @@ eval/checkpoint-{step}/{source}-{key}/             one evaluation: predictions.j
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from bbu.evaluation.ledger import Ledger
-from bbu.rundir import RunFolder
+from bbu.rundir import HEAD_KEY, RunFolder
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
+SOURCES = ("answer", "head", "both")
+"""What can be scored: the written answer, the detection head, both together."""
 KEY_LETTERS = 12
 """Enough of a key to name a folder."""
 
@@ -26,8 +29,20 @@ def result_folder(run: RunFolder, step: int, source: str, key: str) -> Path:
     return run.eval / f"checkpoint-{step}" / f"{source}-{key[:KEY_LETTERS]}"
 
 
+def sources_of(checkpoint: Path) -> tuple[str, ...]:
+    """What a checkpoint can be asked: one without a detection head has its answer alone."""
+    described = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    return SOURCES if described.get(HEAD_KEY) else SOURCES[:1]
+
+
 def unscored_steps(run: RunFolder) -> list[int]:
-    """Published steps without any score; none in a run for which nobody ever asked for one."""
+    """Published steps that lack a score, or that a worker is scoring; none where nobody ever asked for scores."""
     if not (run.eval / "ledger").is_dir():
         return []
-    return [step for step in run.steps() if not any(run.eval.glob(f"checkpoint-{step}/*/{METRICS}"))]
+    held = {owner.get("step") for owner in Ledger(run.eval / "ledger").held()}
+    return [step for step in run.steps() if step in held or not _is_scored(run, step)]
+
+
+def _is_scored(run: RunFolder, step: int) -> bool:
+    found = {path.parent.name.partition("-")[0] for path in run.eval.glob(f"checkpoint-{step}/*/{METRICS}")}
+    return found >= set(sources_of(run.checkpoint(step)))

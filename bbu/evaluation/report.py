@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bbu.evaluation.detection import evaluate_detection, matched_pairs, pair_up
+from bbu.evaluation.detection import above, evaluate_detection, matched_pairs, pair_up
 from bbu.evaluation.labels import score_labels
 from bbu.evaluation.predictions import Prediction
 from bbu.rundir import write_atomic
@@ -17,11 +17,12 @@ from bbu.schema import View
 
 
 def evaluate(
-    views: Sequence[View], predictions: Sequence[Prediction], *, iou: float = 0.5, **options: Any
+    views: Sequence[View], predictions: Sequence[Prediction], *, iou: float = 0.5, least: float = 0.0, **options: Any
 ) -> dict[str, Any]:
     """All metrics of one dataset, as metrics.json holds them; options and errors are `evaluate_detection`'s."""
-    metrics = evaluate_detection(views, predictions, iou=iou, **options)
-    return metrics | {"labels": score_labels(matched_pairs(pair_up(views, predictions), iou))}
+    metrics = evaluate_detection(views, predictions, iou=iou, least=least, **options)
+    certain = [above(pair, least) for pair in pair_up(views, predictions)]
+    return metrics | {"labels": score_labels(matched_pairs(certain, iou))}
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:

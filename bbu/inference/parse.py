@@ -149,6 +149,8 @@ def _object(value: Any, width: int | None, height: int | None) -> BBUObject | st
         return "bad_box"
     if not isinstance(desc, str) or not desc.strip():
         return "no_description"
+    if any("\ud800" <= character <= "\udfff" for character in desc):
+        return "no_text"  # half a character, which no file can hold
     x1, y1, x2, y2 = (float(c) for c in box)
     if not (x1 < x2 and y1 < y2):
         return "empty_box"

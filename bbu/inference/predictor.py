@@ -6,6 +6,7 @@ apart or together.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +49,18 @@ class Found:
     status: str = "ok"
     rejected: dict[str, int] = field(default_factory=dict)
 
+    def above(self, least: float) -> Found:
+        """Without objects whose score is below `least`."""
+        kept = [(item, score) for item, score in zip(self.objects, self.scores, strict=True) if score >= least]
+        objects, scores = tuple(item for item, _ in kept), tuple(score for _, score in kept)
+        return dataclasses.replace(self, objects=objects, scores=scores)
+
 
 class Predictor:
-    """A model folder that finds parts. `num_teachers` worked examples of the pool come before each photo."""
+    """A model folder that finds parts.
+
+    bf16: compute on a GPU in bfloat16, as training did. num_teachers: worked examples of the pool before each photo.
+    """
 
     def __init__(
         self,
@@ -60,8 +70,11 @@ class Predictor:
         detection: DetectionConfig,
         *,
         device: str = "cpu",
+        bf16: bool = False,
         num_teachers: int = 0,
     ) -> None:
+        if bf16 and device != "cpu":
+            model = dataclasses.replace(model, torch_dtype="bfloat16")
         self._config, self._detection = model, detection
         # Any: transformers' decorators hide the types of generate and to
         self._model: Any = load_model(folder, model, for_training=False)
@@ -79,14 +92,21 @@ class Predictor:
         return SOURCES if self._model.detection_head is not None else ("answer",)
 
     def predict(
-        self, images: Sequence[Image.Image], prompt: str | None = None, *, source: Source = "answer"
+        self,
+        images: Sequence[Image.Image],
+        prompt: str | None = None,
+        *,
+        source: Source = "answer",
+        least: float | None = None,
     ) -> list[Found]:
         """What is found in each photo, `generation_batch_size` photos at a time.
 
-        prompt: instead of the config's instruction. Raises ModelError for the head of a model that has none.
+        prompt: instead of the config's instruction. least: score from which the head's finds are told, instead of
+        detection_score_threshold. Raises ModelError for the head of a model that has none.
         """
         if source not in self.sources:
             raise ModelError(f"{self._model.name_or_path}: no detection head; ask for source answer")
+        self._least = self._detection.detection_score_threshold if least is None else least
         find = {"answer": self._answer, "head": self._head, "both": self._both}[source]
         found: list[Found] = []
         for start in range(0, len(images), self._config.generation_batch_size):
@@ -151,7 +171,7 @@ class Predictor:
         _, output = self._model(**given, detection=query, read_detection=lambda output, model: output)
         scores = output.logits[-1].sigmoid().masked_fill(~output.valid, 0.0)
         kept, order = scores.topk(min(scores.shape[1], self._detection.detection_max_predictions), dim=1)
-        wanted = kept >= self._detection.detection_score_threshold
+        wanted = (kept >= self._least) & (kept > 0)
         rows, columns = wanted.nonzero(as_tuple=True)
         queries = order[rows, columns]
         captions = self._captions(output.states[rows, queries])
@@ -217,6 +237,7 @@ class Qwen25VLInference(Predictor):
             config.data,
             config.detection,
             device=device or best_device(),
+            bf16=config.training.bf16,
             num_teachers=num_teacher_samples,
         )
 

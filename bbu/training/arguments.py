@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 from pathlib import Path
 
 import torch
@@ -19,9 +21,24 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
 
     What is not named here keeps its stock value or is ours: checkpoints' rotation, logs, data loading, rates.
     """
-    training, infra, gpu = config.training, config.infrastructure, torch.cuda.is_available()
+    infra, gpu = config.infrastructure, torch.cuda.is_available()
     check_precision(config)
-    arguments = TrainingArguments(
+    if infra.deepspeed_enabled:
+        check_deepspeed(config)
+        stand_alone()
+    try:
+        arguments = _arguments(config, run, gpu)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{config.source}: {' '.join(str(error).split())[:300]}") from error
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process, one GPU: DataParallel would cut packed rows apart
+    if infra.deepspeed_enabled:
+        join_deepspeed(distributed_backend(infra.distributed_backend, gpu))
+    return arguments
+
+
+def _arguments(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArguments:
+    training, infra = config.training, config.infrastructure
+    return TrainingArguments(
         output_dir=str(run.root),
         num_train_epochs=training.num_train_epochs,
         max_steps=training.max_steps,
@@ -60,9 +77,27 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
         ddp_find_unused_parameters=infra.ddp_find_unused_parameters,
         deepspeed=str(deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
     )
-    if infra.deepspeed_enabled:
-        join_deepspeed(distributed_backend(infra.distributed_backend, gpu))
-    return arguments
+
+
+def check_deepspeed(config: DirectConfig) -> None:
+    """Refuse what would leave ZeRO-3's ranks waiting for each other: they must call every layer equally often."""
+    settings = json.loads(deepspeed_file(config.infrastructure.deepspeed_config).read_text(encoding="utf-8"))
+    if settings.get("zero_optimization", {}).get("stage") == 3 and config.model.logits_chunk_size:
+        raise ConfigError(
+            f"{config.source}: logits_chunk_size {config.model.logits_chunk_size} with ZeRO-3: ranks with longer "
+            "answers would call the language head more often than others; set it to 0 or use ZeRO-2"
+        )
+
+
+def stand_alone() -> None:
+    """One rank where no launcher named any: DeepSpeed would look for MPI."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(alone)
 
 
 def join_deepspeed(backend: str) -> None:

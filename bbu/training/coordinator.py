@@ -20,7 +20,7 @@ from bbu.config.domains import DataConfig, DetectionConfig
 from bbu.config.flat import DirectConfig
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import BBUDataset, load_dataset
-from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, ConfigError
+from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, CheckpointError, ConfigError
 from bbu.logs import rank_of
 from bbu.models.attention import check_packing_is_safe
 from bbu.models.qwen import BBUModel, check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
@@ -143,6 +143,7 @@ class TrainingCoordinator:
             logger.warning("asked to stop before the first step: nothing is lost")
             return PREEMPTED_EXIT_CODE
         if checkpoint:
+            check_ranks(checkpoint, trainer)
             logger.info("going on from %s", checkpoint.path)
             trainer.resume_from(checkpoint.path, step)
         else:
@@ -187,6 +188,18 @@ def check_head_fits(dataset: BBUDataset, detection: DetectionConfig) -> None:
         )
 
 
+def check_ranks(checkpoint: Checkpoint, trainer: BBUTrainer) -> None:
+    """Refuse what ZeRO cannot resume: its optimizer state is cut up for a number of ranks."""
+    saved, now = checkpoint.manifest.world_size, trainer.args.world_size
+    if saved == now:
+        return
+    if trainer.is_deepspeed_enabled:
+        raise CheckpointError(
+            f"{checkpoint.path}: saved by {saved} ranks under DeepSpeed, cannot go on with {now}; use {saved} again"
+        )
+    logger.warning("saved by %d ranks, going on with %d: the rest of this epoch holds other samples", saved, now)
+
+
 def check_attention(model: BBUModel, config: DirectConfig) -> None:
     """Refuse what would mix packed samples, or an attention that cannot run here, before the first step."""
     check_packing_is_safe(
@@ -217,6 +230,8 @@ def from_rank_0(find: Callable[[], T]) -> T:
             answer[0] = find()
         except BBUError as error:
             answer[1] = error
+        except (OSError, ValueError) as error:  # the others are waiting: tell them too
+            answer[1] = CheckpointError(f"the run folder cannot be used ({error}); check its permissions and space")
     dist.broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]

@@ -167,7 +167,10 @@ class StatusCallback(TrainerCallback):
             **self._job,
         }
         finite = {k: v for k, v in status.items() if not isinstance(v, float) or abs(v) < float("inf")}
-        write_status(self._run, finite)
+        try:
+            write_status(self._run, finite)
+        except OSError as error:  # a heartbeat is not worth a run
+            logger.warning("status.json could not be written: %s", error)
 
 
 def seconds_left(state: TrainerState, began: float, first: int) -> float | None:

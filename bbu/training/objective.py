@@ -70,6 +70,8 @@ class Objective:
         losses = {name: LossSum(total, found.boxes) for name, total in found.sums.items()}
         last = matches.last_layer
         states, wanted = output.states[last.sample, last.query], captions[last.target]
+        if not len(states):  # run it all the same, for nothing: other ranks may be gathering its weights (ZeRO-3)
+            states, wanted = output.states[:1, 0], captions.new_full((1, 1), IGNORE_INDEX)
         losses["caption_loss"] = self._caption_loss(model, states, wanted)
         if query.denoising is not None:
             losses |= self._denoised(output, query.denoising, found.boxes)
@@ -78,8 +80,6 @@ class Objective:
 
     def _caption_loss(self, model: BBUModel, states: torch.Tensor, captions: torch.Tensor) -> LossSum:
         """Captions of the matched queries alone, teacher-forced."""
-        if not len(states):
-            return LossSum(states.sum() * 0, torch.zeros((), dtype=torch.int64, device=states.device))
         assert model.detection_head is not None
         tokens = captions.clamp(min=0)  # what follows the end is not read, but must be a token
         logits = model.detection_head.captions(states, tokens, model.get_input_embeddings(), model.lm_head)

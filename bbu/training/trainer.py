@@ -140,6 +140,11 @@ class BBUTrainer(Trainer):
             "worker_init_fn": obey_parent_only if workers else None,
         }
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """To the device; but DeepSpeed's dtype is not for boxes: bfloat16 would move them by up to 1/256."""
+        moved = super()._prepare_inputs({k: v for k, v in inputs.items() if k != "boxes"})
+        return {**moved, "boxes": [boxes.to(self.args.device) for boxes in inputs["boxes"]]}
+
     # --- optimisation ---
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -21,17 +21,17 @@ from tests.commands import ROOT, Demo, argv_of, call_well, make_demo
 
 PHOTOS, VAL_RATIO, SEED = 2200, 0.0909, 11
 MINUTES = float(os.environ.get("BBU_BENCH_CPU_MINUTES", "30"))
-STEPS = int(os.environ.get("BBU_BENCH_STEPS", "2400"))
+STEPS = int(os.environ.get("BBU_BENCH_STEPS", "2300"))
 COMMON = ("train_prompt=concise", "eval_prompt=concise", "teacher_ratio=0.0", "generation_max_new_tokens=320",
-          "generation_batch_size=40", "cpu_threads=2")  # fmt: skip
+          "generation_batch_size=40", "cpu_threads=1")  # fmt: skip
 OURS = (
     "detection_enabled=true", "detection_num_queries=40", "detection_hidden_dim=128", "detection_num_layers=3",
     "detection_num_heads=4", "detection_ffn_dim=256", "detection_adapter_dim=128", "detection_dropout=0.0",
     "detection_caption_dropout=0.0", "detection_caption_max_length=24", "detection_denoising_queries=40",
     "detection_score_threshold=0.4",
     f"max_steps={STEPS}", f"save_steps={STEPS // 4}", "save_total_limit=0", "per_device_train_batch_size=8",
-    "vision_lr=1e-3", "merger_lr=1e-3", "llm_lr=1e-3", "detection_lr=1e-3", "adapter_lr=1e-3",
-    "warmup_steps=50", "logging_steps=50", "log_weight_norms=false", "log_grad_norms=false",
+    "vision_lr=1e-3", "merger_lr=1e-3", "llm_lr=1.5e-3", "detection_lr=1e-3", "adapter_lr=1e-3",
+    "adam_beta2=0.99", "warmup_steps=50", "logging_steps=50", "log_weight_norms=false", "log_grad_norms=false",
 )  # fmt: skip
 
 

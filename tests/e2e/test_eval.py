@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, Demo, argv_of, call_well
+from tests.commands import ROOT, Demo, argv_of, call, call_well
 
 pytestmark = pytest.mark.e2e
 
@@ -59,7 +61,7 @@ def test_an_interrupted_worker_leaves_its_predictions_to_the_next(run: Path):
     (folder,) = run.glob("eval/checkpoint-6/*")
     lines = (folder / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 4
-    kept = json.loads(lines[1]) | {"objects": [{"bbox_2d": [1, 2, 30, 40], "desc": "kept"}]}
+    kept = json.loads(lines[1]) | {"objects": [{"bbox_2d": [1, 2, 30, 40], "desc": "kept", "score": 0.5}]}
     shutil.rmtree(run / "eval/ledger")
     (folder / "metrics.json").unlink()
     (folder / "predictions.jsonl").write_bytes(json.dumps(kept).encode() + b"\n" + lines[2] + lines[3][:20])
@@ -100,6 +102,26 @@ def test_rotation_spares_what_has_no_score_yet(run: Path, demo: Demo):
     score(run, *QUICK)
     call_well("train", *more, "max_steps=12")
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-12"]
+
+
+def test_a_damaged_checkpoint_does_not_keep_the_others_waiting(run: Path):
+    (run / "checkpoint-3/model.safetensors").unlink()
+    done = call("eval", arguments=("--pending", str(run)))
+    assert done.code == 5 and "checkpoint-3" in done.err and "Traceback" not in done.err, done.err
+    assert metrics(run, 6)["step"] == 6
+
+
+def test_a_stopped_worker_gives_its_claim_back_and_another_goes_on_at_once(run: Path):
+    argv = argv_of("eval", ("--pending", str(run)), ["generation_max_new_tokens=256"])
+    with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) as worker:
+        while not list(run.glob("eval/ledger/claims/*")):
+            assert worker.poll() is None
+            time.sleep(0.02)
+        worker.send_signal(signal.SIGUSR2)
+        assert worker.stderr is not None
+        told = worker.stderr.read()
+    assert worker.returncode == 75 and "stopped by SIGUSR2" in told, told
+    assert "found with the right label" in score(run, "generation_max_new_tokens=256")
 
 
 def test_infer_prints_boxes_and_draws_them(run: Path, demo: Demo, tmp_path: Path):

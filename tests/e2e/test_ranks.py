@@ -87,6 +87,20 @@ def test_zero2_resumes_with_the_optimizer_state_of_every_rank(demo: Demo, out: P
     assert scalars(run)["lm_loss"] == pytest.approx(one_rank["lm_loss"], rel=TOLERANCE)
 
 
+def test_deepspeed_in_bfloat16_stops_at_a_gradient_that_is_not_finite(demo: Demo, tmp_path: Path):
+    """DeepSpeed would drop such a step by itself, and count on without a word."""
+    wild = ("deepspeed_enabled=true", "bf16=true", "llm_lr=1e30", "vision_lr=1e30", "max_grad_norm=0.0")
+    done = call("train", *demo.settings, f"output_root={tmp_path}", *wild)
+    assert done.code == 6 and "a gradient is NaN or infinite" in done.err, done.err[-3000:]
+
+
+def test_zero_does_not_go_on_with_another_number_of_ranks(demo: Demo, out: Path, one_rank: dict):
+    train(demo, out, "fewer", "deepspeed_enabled=true", "max_steps=3", ranks=2)
+    where = [*demo.settings, f"output_root={out}", "run_name=fewer", "deepspeed_enabled=true"]
+    done = call("train", *where)
+    assert done.code == 5 and "saved by 2 ranks under DeepSpeed" in done.err, done.err[-3000:]
+
+
 def test_a_rank_that_refuses_ends_all_ranks_with_its_code(demo: Demo, out: Path, tmp_path: Path):
     shutil.copytree(demo.root / "data", tmp_path / "data")
     (tmp_path / "data" / "train.jsonl").write_text('{"images": ["../x"], "objects": []}\n', encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.loss.loss_for_object_detection import box_iou, generalized_box_iou
 
@@ -17,12 +17,13 @@ def random_corners(count: int, seed: int) -> torch.Tensor:
     return torch.cat([low, low + size + 0.01], dim=-1)
 
 
+@settings(deadline=None)  # the first call is slow on a busy machine
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 1000))
 def test_every_pair_agrees_with_transformers(first: int, second: int, seed: int):
     one, other = random_corners(first, seed), random_corners(second, seed + 7)
-    torch.testing.assert_close(pairwise_giou(one, other), generalized_box_iou(one, other), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pairwise_giou(one, other), generalized_box_iou(one, other), atol=1e-6, rtol=0)
     iou = iou_and_giou(one[:, None], other[None])[0]
-    torch.testing.assert_close(iou, box_iou(one, other)[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(iou, box_iou(one, other)[0], atol=1e-6, rtol=0)
 
 
 def test_the_two_forms_are_inverse():

@@ -9,9 +9,10 @@ import torch
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
 
 from bbu.config.domains import DetectionConfig
-from bbu.losses.criterion import DetectionSums, SetCriterion, caption_sums, denoising_sums
+from bbu.losses.criterion import DetectionSums, SetCriterion, caption_sums, denoising_sums, focal_loss
 from bbu.losses.matcher import HungarianMatcher
 from tests.losses.conftest import Case, make_case
+from tests.losses.test_matcher import waits
 
 NAMES = {"loss_ce": "objectness_loss", "loss_bbox": "bbox_l1_loss", "loss_giou": "bbox_giou_loss"}
 
@@ -74,10 +75,65 @@ def test_padding_queries_change_no_bit(detection: DetectionConfig):
     assert all(torch.equal(one.sums[name], two.sums[name]) for name in one.sums)
 
 
+def test_not_even_a_nan_of_a_padding_query_reaches_losses_or_gradients(detection: DetectionConfig):
+    case, other = make_case([3, 2]), make_case([3, 2])
+    for changed in (case, other):
+        changed.valid[:, 7:] = False
+    other.logits.data[:, :, 7:] = other.boxes.data[:, :, 7:] = float("nan")
+    for one, two in zip(everything(detection, case), everything(detection, other), strict=True):
+        assert torch.equal(one, two)
+
+
+def everything(detection: DetectionConfig, case: Case) -> list[torch.Tensor]:
+    """Losses and gradients, with every query taken for a denoising one too."""
+    targets, positive = torch.full((*case.valid.shape, 4), 0.3), torch.arange(case.valid.shape[1]) % 2 == 0
+    own = sums(detection, case).sums
+    denoised = denoising_sums(
+        case.boxes, case.logits, targets, positive.expand_as(case.valid), case.valid, alpha=0.25, gamma=2.0
+    )
+    values = [*own.values(), *denoised.values()]
+    return [*values, *torch.autograd.grad(sum(values), [case.boxes, case.logits])]
+
+
+@pytest.mark.parametrize("broken", ["boxes", "logits"])
+def test_a_nan_of_any_other_query_is_told_matched_or_not(detection: DetectionConfig, broken: str):
+    case = make_case([1])
+    getattr(case, broken).data[:, 0, :5] = float("nan")
+    assert sum(sums(detection, case).sums.values()).isnan()
+
+
+def test_neither_losses_nor_gradients_wait_for_the_device(detection: DetectionConfig, monkeypatch: pytest.MonkeyPatch):
+    case = make_case([3, 0, 4])
+    matches = HungarianMatcher(detection)(case.boxes, case.logits, case.valid, case.targets)
+
+    def step() -> None:
+        found = SetCriterion(detection)(case.boxes, case.logits, case.valid, case.targets, matches)
+        sum(found.sums.values()).backward()
+
+    assert waits(step, monkeypatch) == []
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_has_a_gradient_where_the_answer_is_quite_sure(gamma: float):
+    logits = torch.tensor([-40.0, 40.0, -200.0, 200.0], requires_grad=True)
+    goal, valid = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.ones(4, dtype=torch.bool)
+    loss = focal_loss(logits, goal, valid, 0.25, gamma)
+    loss.sum().backward()
+    torch.testing.assert_close(loss, torch.tensor([0.0, 0.0, 0.25 * 200, 0.75 * 200]))
+    torch.testing.assert_close(logits.grad, torch.tensor([0.0, 0.0, -0.25, 0.75]))
+
+
 def test_captions_without_a_clue_cost_log_of_the_vocabulary():
     captions = torch.tensor([[4, 2, -100], [1, 9, 0]])
     total, count = caption_sums(torch.zeros(2, 3, 11), captions)
     assert count == 5 and total.item() == pytest.approx(5 * math.log(11))
+
+
+def test_captions_without_a_token_cost_nothing_and_still_have_a_graph():
+    logits = torch.randn(2, 3, 11, requires_grad=True)
+    total, count = caption_sums(logits, torch.full((2, 3), -100))
+    total.backward()
+    assert (total.item(), count.item()) == (0, 0) and logits.grad is not None and not logits.grad.any()
 
 
 def test_captions_count_no_token_after_the_end():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 
 from bbu.config.domains import DetectionConfig
@@ -57,27 +59,49 @@ def test_without_targets_there_is_nothing_to_match(detection: DetectionConfig):
     assert len(match(detection, make_case([0, 0])).query) == 0
 
 
-def test_a_cost_that_is_no_number_is_the_last_choice_and_does_not_stop_the_rank(detection: DetectionConfig):
-    case = make_case([2])
-    case.boxes.data[1, 0, :8] = float("nan")
+def test_the_last_layers_pairs_are_those_whose_layer_is_the_last(detection: DetectionConfig):
+    case = make_case([3, 0, 5, 2], queries=6, layers=3)
+    case.valid[2, 2:] = False  # fewer queries than targets
+    matches = match(detection, case)
+    own, last = matches.layer == 2, matches.last_layer
+    assert last.layer.tolist() == [2] * (3 + 2 + 2)
+    for name in ("sample", "query", "target"):
+        assert getattr(last, name).tolist() == getattr(matches, name)[own].tolist()
+    assert last.last_layer.query.tolist() == last.query.tolist()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_cost_that_is_no_number_is_the_last_choice_and_does_not_stop_the_rank(
+    detection: DetectionConfig, value: float
+):
+    case = make_case([2, 2])
+    case.boxes.data[1, 0, :8] = value
+    case.logits.data[1, 1, :8] = value
     assert set(match(detection, case).last_layer.query.tolist()) <= {8, 9}
 
 
-class CountSyncs(TorchDispatchMode):
-    """Counts what makes a GPU's host wait: copies to the host and reads of single values."""
+def waits(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What makes a GPU's host wait: copies to the host, and reads of single values or of how many are True.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads = 0
+    By the profiler, because autograd and boolean indexing read inside C++, where a dispatch mode sees nothing.
+    """
+    found: list[str] = []
+    for name in ("cpu", "tolist"):
+        stock = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, n=name, s=stock: found.append(n) or s(tensor))
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        call()
+    monkeypatch.undo()
+    reads = {"aten::_local_scalar_dense", "aten::nonzero"}
+    return found + [event.name for event in profiled.events() or () if event.name in reads]
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.reads += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return func(*args, **(kwargs or {}))
+
+def test_the_count_of_waits_sees_those_inside_autograd_and_indexing(monkeypatch: pytest.MonkeyPatch):
+    pair = torch.rand(3, 2, requires_grad=True)
+    assert waits(lambda: pair.prod(-1).sum().backward(), monkeypatch)
+    assert waits(lambda: pair[pair[:, 0] > 0.5], monkeypatch)
 
 
 def test_one_copy_to_the_host_for_all_layers_and_samples(detection: DetectionConfig, monkeypatch: pytest.MonkeyPatch):
-    copies, stock = [], torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor.shape) or stock(tensor))
-    with CountSyncs() as counted:
-        match(detection, make_case([3, 0, 5], layers=4))
-    assert (len(copies), counted.reads) == (1, 0)
+    case = make_case([3, 0, 5], layers=4)
+    assert waits(lambda: match(detection, case).last_layer, monkeypatch) == ["cpu"]
