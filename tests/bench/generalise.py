@@ -2,7 +2,8 @@
 
 Both train the same tiny model on the same records for the same CPU time: ours through the real entries (packed or
 padded as the config says, five rates, detection head); the peer by plain transformers.Trainer, padded, one rate, the
-answer alone. BBU_BENCH_CPU_MINUTES shortens it, BBU_BENCH_FOLDER keeps the files.
+answer alone. BBU_BENCH_STEPS (ours), BBU_BENCH_CPU_MINUTES (the peer) and BBU_BENCH_PHOTOS make it smaller,
+BBU_BENCH_FOLDER keeps the files.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from tabulate import tabulate
 
 from tests.commands import ROOT, Demo, argv_of, call_well, make_demo
 
-PHOTOS, VAL_RATIO, SEED = 2200, 0.0909, 11
+PHOTOS, VAL_RATIO, SEED = int(os.environ.get("BBU_BENCH_PHOTOS", "2200")), 0.0909, 11
+"""A site has four photos: 50 of 550 sites are held out."""
 MINUTES = float(os.environ.get("BBU_BENCH_CPU_MINUTES", "30"))
 STEPS = int(os.environ.get("BBU_BENCH_STEPS", "2300"))
 COMMON = ("train_prompt=concise", "eval_prompt=concise", "teacher_ratio=0.0", "generation_max_new_tokens=320",
