@@ -16,5 +16,7 @@ if [ -f "$SLURM_CONF" ] && pid_of slurmctld >/dev/null; then
     wait_for 30 "the end of all jobs" no_jobs
 fi
 stop_services
+# a job that was killed outright leaves its image served, since the server must outlive all other signals
+pkill -KILL -u "$BBU_USER" -x squashfuse_ll 2>/dev/null || true
 [ "${1:-}" != --purge ] || rm -rf "$STATE"
 say "down"
