@@ -29,6 +29,7 @@ from bbu.logs import set_up_logging
 from bbu.rundir import CHECKPOINT_NAME, RUN_CONFIG, RunFolder
 from bbu.schema import View, read_records
 from bbu.training.checkpointing import MANIFEST, verify, verify_sizes
+from bbu.training.preemption import STOP_SIGNALS
 
 DECISIVE = (
     "attn_implementation", "vision_attn_implementation", "torch_dtype", "generation_max_new_tokens",
@@ -75,7 +76,7 @@ def catch_stops() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)
 
-    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, stop)
 
 

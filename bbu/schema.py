@@ -12,11 +12,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from bbu.errors import DataError
 
 Box = tuple[float, float, float, float]
+Role = Literal["teacher", "student"]
+ROLE_CODES: dict[Role, int] = {"teacher": 1, "student": 2}
+"""Values of a batch's `answer_roles`; 0 is a token nobody is supervised on."""
+IGNORE_INDEX = -100
+"""Label of an unsupervised token; the default `ignore_index` of torch's cross entropy."""
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,12 @@ Shapes: S tokens of a sequence, P ViT patches, I images, N objects, B samples of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from bbu.schema import BBUObject
-
-Role = Literal["teacher", "student"]
-ROLE_CODES: dict[Role, int] = {"teacher": 1, "student": 2}
-"""Values of a batch's `answer_roles`; 0 is a token nobody is supervised on."""
-
-IGNORE_INDEX = -100
-"""Label of an unsupervised token; the default `ignore_index` of torch's cross entropy."""
+from bbu.schema import IGNORE_INDEX as IGNORE_INDEX  # the data room's users find them here
+from bbu.schema import ROLE_CODES as ROLE_CODES
+from bbu.schema import BBUObject, Role
 
 
 @dataclass(frozen=True)

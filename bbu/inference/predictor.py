@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,8 +107,12 @@ class Predictor:
         """
         if source not in self.sources:
             raise ModelError(f"{self._model.name_or_path}: no detection head; ask for source answer")
-        self._least = self._detection.detection_score_threshold if least is None else least
-        find = {"answer": self._answer, "head": self._head, "both": self._both}[source]
+        least = self._detection.detection_score_threshold if least is None else least
+        find = {
+            "answer": self._answer,
+            "head": partial(self._head, least=least),
+            "both": partial(self._both, least=least),
+        }[source]
         found: list[Found] = []
         for start in range(0, len(images), self._config.generation_batch_size):
             part = images[start : start + self._config.generation_batch_size]
@@ -164,14 +169,14 @@ class Predictor:
         return Found(answer.objects, scores, SCORE_SOURCE, sample.image_size, answer.status, answer.rejected)
 
     @torch.inference_mode()
-    def _head(self, samples: Sequence[Sample], batch: dict[str, Any]) -> list[Found]:
+    def _head(self, samples: Sequence[Sample], batch: dict[str, Any], least: float) -> list[Found]:
         """The vision tower and the head alone; the language model is not run."""
         query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
         given = {key: batch[key] for key in ("pixel_values", "image_grid_thw")}
         _, output = self._model(**given, detection=query, read_detection=lambda output, model: output)
         scores = output.logits[-1].sigmoid().masked_fill(~output.valid, 0.0)
         kept, order = scores.topk(min(scores.shape[1], self._detection.detection_max_predictions), dim=1)
-        wanted = (kept >= self._least) & (kept > 0)
+        wanted = (kept >= least) & (kept > 0)
         rows, columns = wanted.nonzero(as_tuple=True)
         queries = order[rows, columns]
         captions = self._captions(output.states[rows, queries])
@@ -200,8 +205,8 @@ class Predictor:
         )
         return [text.strip() for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def _both(self, samples: Sequence[Sample], batch: dict[str, Any]) -> list[Found]:
-        pairs = zip(self._answer(samples, batch), self._head(samples, batch), strict=True)
+    def _both(self, samples: Sequence[Sample], batch: dict[str, Any], least: float) -> list[Found]:
+        pairs = zip(self._answer(samples, batch), self._head(samples, batch, least), strict=True)
         return [joined(answer, head) for answer, head in pairs]
 
 

@@ -207,36 +207,20 @@ class VarlenWindows(WindowedAttention):
 class BatchedWindows(WindowedAttention):
     """Windows of like size in one call; an image has at most four sizes, whatever it measures."""
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        max_seqlen: int | None = None,
-        **more: Any,
-    ) -> torch.Tensor:
-        """Patches are sorted by the size of their window before, and put back after."""
-        sizes = cu_seqlens.diff()
-        if len(sizes.unique()) == 1:
-            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen)
-        assert position_embeddings is not None
-        order = sizes.repeat_interleave(sizes).argsort(stable=True)
-        cosine, sine = position_embeddings
-        bounds = pad(sizes.sort().values.cumsum(0), (1, 0))
-        out = super().forward(hidden_states[order], bounds, (cosine[order], sine[order]), max_seqlen)
-        return out[order.argsort()]
-
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
     ) -> torch.Tensor:
-        sizes, counts = (found.tolist() for found in bounds.diff().unique_consecutive(return_counts=True))
-        shares = [size * count for size, count in zip(sizes, counts, strict=True)]
-        parts = zip(*(states.split(shares) for states in (query, key, value)), strict=True)
+        """Patches are sorted by the size of their window before, and put back after."""
+        sizes = bounds.diff()
+        order = sizes.repeat_interleave(sizes).argsort(stable=True)
+        sides, counts = (found.tolist() for found in sizes.unique(return_counts=True))
+        shares = [side * count for side, count in zip(sides, counts, strict=True)]
+        parts = zip(*(states[order].split(shares) for states in (query, key, value)), strict=True)
         mixed = [
-            self._call(*(states.unflatten(0, (-1, size)) for states in part), mask=None).flatten(0, 1)
-            for size, part in zip(sizes, parts, strict=True)
+            self._call(*(states.unflatten(0, (-1, side)) for states in part), mask=None).flatten(0, 1)
+            for side, part in zip(sides, parts, strict=True)
         ]
-        return torch.cat(mixed)
+        return torch.cat(mixed)[order.argsort()]
 
 
 def use_varlen_vision(model: Qwen2_5_VLForConditionalGeneration) -> None:

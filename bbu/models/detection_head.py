@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -87,6 +88,11 @@ class Memory:
     """token embeddings of the instruction"""
     word_mask: Bool[torch.Tensor, "N T"]
 
+    @cached_property
+    def centres(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centres of the columns and of the rows; found once for all layers, since a GPU's host waits for them."""
+        return axis_centres(self.grid[:, 1]), axis_centres(self.grid[:, 0])
+
 
 @dataclass(frozen=True)
 class DetectionOutput:
@@ -141,8 +147,9 @@ class DetectionHead(nn.Module):
             nn.init.constant_(score.get_parameter("bias"), -math.log((1 - self.spec.prior) / self.spec.prior))
 
     def forward(self, memory: Memory, denoising: Denoising | None = None) -> DetectionOutput:
-        patches = self.vision_adapter(memory.patches.to(self._dtype)) + self._placed(patch_boxes(memory))
-        boxes, logits, queries, valid = self._propose(memory, patches)
+        cells = patch_boxes(memory)
+        patches = self.vision_adapter(memory.patches.to(self._dtype)) + self._placed(cells)
+        boxes, logits, queries, valid = self._propose(memory, patches, cells)
         keys, key_mask = self._keys(memory, patches)
         start = boxes.detach()
         if denoising is not None:
@@ -161,7 +168,7 @@ class DetectionHead(nn.Module):
         return self.place(place_of(boxes, self.spec.width).to(self._dtype))
 
     def _propose(
-        self, memory: Memory, patches: Float[torch.Tensor, "N P D"]
+        self, memory: Memory, patches: Float[torch.Tensor, "N P D"], cells: Float32[torch.Tensor, "N P 4"]
     ) -> tuple[
         Float32[torch.Tensor, "N Q 4"],
         Float32[torch.Tensor, "N Q"],
@@ -169,7 +176,7 @@ class DetectionHead(nn.Module):
         Bool[torch.Tensor, "N Q"],
     ]:
         """The patches that look most like objects become queries, each with a box around itself to start from."""
-        anchors = patch_boxes(memory) * torch.tensor([1, 1, 3, 3], device=patches.device)
+        anchors = cells * torch.tensor([1, 1, 3, 3], device=patches.device)
         scores = self.proposal_score(patches).float().squeeze(-1).masked_fill(~memory.patch_mask, -1e4)
         missing = max(0, self.spec.queries - scores.shape[1])
         scores = F.pad(scores, (0, missing), value=-1e4)
@@ -276,8 +283,9 @@ class DecoderLayer(nn.Module):
         """[N, heads, Q, keys]: by the distances of a patch's centre to the box's edges, axis by axis; 0 for words."""
         cx, cy, w, h = boxes.unbind(-1)
         dtype = self.query.weight.dtype
-        along_x = self.bias_x(edge_distances(cx, w, axis_centres(memory.grid[:, 1])).to(dtype))
-        along_y = self.bias_y(edge_distances(cy, h, axis_centres(memory.grid[:, 0])).to(dtype))
+        across, down = memory.centres
+        along_x = self.bias_x(edge_distances(cx, w, across).to(dtype))
+        along_y = self.bias_y(edge_distances(cy, h, down).to(dtype))
         shape = (-1, boxes.shape[1], -1, self.heads)
         columns, rows = (index[:, None, :, None].expand(shape) for index in (memory.columns, memory.rows))
         bias = along_x.gather(2, columns) + along_y.gather(2, rows)

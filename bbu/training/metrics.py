@@ -56,6 +56,21 @@ class Throughput:
         return told | ({"mfu": flops / (self._peak * ranks)} if self._peak else {})
 
 
+class Pace:
+    """How fast this start of a run goes."""
+
+    def __init__(self) -> None:
+        self._began, self._first = time.perf_counter(), 0
+
+    def begin(self, state: TrainerState) -> None:
+        self._began, self._first = time.perf_counter(), state.global_step
+
+    def seconds_left(self, state: TrainerState) -> float | None:
+        """Time to the last step at the rate so far; None before this start's first step."""
+        done = state.global_step - self._first
+        return (time.perf_counter() - self._began) / done * (state.max_steps - state.global_step) if done > 0 else None
+
+
 class TensorBoardCallback(TrainerCallback):
     """Writes every logged number under its own name; the seed's names, without prefixes."""
 
@@ -92,10 +107,10 @@ class ProgressCallback(TrainerCallback):
         """display: auto (bar on a terminal, lines elsewhere), bar, lines or off."""
         self._display = ("bar" if sys.stderr.isatty() else "lines") if display == "auto" else display
         self._bar: tqdm | None = None
-        self._began, self._first = time.perf_counter(), 0
+        self._pace = Pace()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._began, self._first = time.perf_counter(), state.global_step
+        self._pace.begin(state)
         if self._display == "bar" and state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
@@ -112,8 +127,8 @@ class ProgressCallback(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix_str(told)
         elif self._display == "lines":
-            left = seconds_left(state, self._began, self._first)
-            logger.info("step %d/%d: %s, %s left", state.global_step, state.max_steps, told, duration(left))
+            left = duration(self._pace.seconds_left(state))
+            logger.info("step %d/%d: %s, %s left", state.global_step, state.max_steps, told, left)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar is not None:
@@ -125,12 +140,12 @@ class StatusCallback(TrainerCallback):
 
     def __init__(self, run: RunFolder, infrastructure: InfrastructureConfig, job: Mapping[str, str]) -> None:
         self._run, self._interval, self._job = run, infrastructure.status_interval_s, dict(job)
-        self._began, self._first, self._written = time.perf_counter(), 0, 0.0
+        self._pace, self._written = Pace(), 0.0
         self._logs: dict[str, float] = {}
         self._checkpoint: int | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._began, self._first = time.perf_counter(), state.global_step
+        self._pace.begin(state)
         self._checkpoint = state.global_step or None
         self.write(state, "training")
 
@@ -152,7 +167,7 @@ class StatusCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._written = time.monotonic()
-        left = seconds_left(state, self._began, self._first) if phase == "training" else None
+        left = self._pace.seconds_left(state) if phase == "training" else None
         status = {
             "phase": phase,
             "step": state.global_step,
@@ -171,12 +186,6 @@ class StatusCallback(TrainerCallback):
             write_status(self._run, finite)
         except OSError as error:  # a heartbeat is not worth a run
             logger.warning("status.json could not be written: %s", error)
-
-
-def seconds_left(state: TrainerState, began: float, first: int) -> float | None:
-    """Time to the last step at the rate of this start; None before its first step."""
-    done = state.global_step - first
-    return (time.perf_counter() - began) / done * (state.max_steps - state.global_step) if done > 0 else None
 
 
 def duration(seconds: float | None) -> str:

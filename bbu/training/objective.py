@@ -21,9 +21,9 @@ from bbu.losses.matcher import HungarianMatcher
 from bbu.models.denoising import Denoising, disturb
 from bbu.models.detection_head import DetectionOutput
 from bbu.models.qwen import BBUModel, DetectionQuery
+from bbu.schema import IGNORE_INDEX, ROLE_CODES
 from bbu.training.loss_manager import LossSum, language_losses
 
-IGNORE_INDEX, TEACHER = -100, 1
 MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "position_ids")
 """What of a batch goes to the model; the rest is for losses and logs."""
 
@@ -37,7 +37,7 @@ class Objective:
 
     def losses(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, LossSum]:
         """Run the model (wrapped or not) on a batch."""
-        supervision = find_supervision(batch["labels"], batch["answer_roles"] == TEACHER)
+        supervision = find_supervision(batch["labels"], batch["answer_roles"] == ROLE_CODES["teacher"])
         readers: dict[str, Any] = {
             "read_states": partial(language_sums, supervision=supervision, chunk_size=self._chunk_size)
         }

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,11 @@ class BBUTrainer(Trainer):
     # --- data ---
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        return self._train_loader
+
+    @cached_property
+    def _train_loader(self) -> DataLoader[Any]:
+        """Made once: planning the steps and training would each pack all epochs."""
         sampler = self._packing() if self._config.data.collator_type == "packed" else self._padding()
         return EpochDataLoader(self.train_dataset, sampler, collate_fn=self.data_collator, **self._loading())
 
