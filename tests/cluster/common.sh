@@ -1,17 +1,34 @@
 # shellcheck shell=bash disable=SC2034 # the scripts that source this use the names
-# Names and small helpers shared by the scripts of the test cluster. Sourced, never run.
+# Names and small helpers shared by the scripts of the test clusters. Sourced, never run, with CLUSTER set.
 
 : "${BBU_TESTBED:=/opt/bbu-testbed}"
 BBU_USER=bbu
-STATE=$BBU_TESTBED/state
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-ETC=$STATE/etc
-LOGS=$STATE/log
-SLURM_NODES=(n1 n2)
-export SLURM_CONF=$ETC/slurm.conf
 
 say() { printf 'cluster: %s\n' "$*"; }
 die() { printf 'cluster: %s\n' "$*" >&2; exit 1; }
+
+# What tells the two clusters apart. They share the packages, Apptainer, images and the user, and no daemon.
+case $CLUSTER in
+    bbu) # Debian 12's own Slurm (22.05), with accounting
+        STATE=$BBU_TESTBED/state ENV_FILE=$BBU_TESTBED/env.sh ACCOUNTING=yes
+        SLURM_NODES=(n1 n2) NODE_PORTS=17001-17002 CTLD_PORT=17817
+        SLURM_HOME='' SLURM_PATH='' SLURMD_OPTIONS=()
+        ;;
+    newer) # Slurm 24.11, unpacked beside the system's, without accounting
+        STATE=$BBU_TESTBED/newer ENV_FILE=$BBU_TESTBED/env-newer.sh ACCOUNTING=no
+        SLURM_NODES=(m1 m2) NODE_PORTS=17011-17012 CTLD_PORT=17827
+        SLURM_HOME=$BBU_TESTBED/slurm-24.11
+        SLURM_PATH=$SLURM_HOME/usr/bin:$SLURM_HOME/usr/sbin: # before everything else on a PATH
+        SLURMD_OPTIONS=(-d "$SLURM_HOME/usr/sbin/slurmstepd")
+        ;;
+    *) die "no cluster is called $CLUSTER; give newer, or nothing for the first one" ;;
+esac
+ETC=$STATE/etc
+LOGS=$STATE/log
+export SLURM_CONF=$ETC/slurm.conf PATH=$SLURM_PATH$PATH
+
+has_accounting() { [ "$ACCOUNTING" = yes ]; }
 
 # need_root_on_debian: these scripts install packages and start daemons; say so before failing half way.
 need_root_on_debian() {

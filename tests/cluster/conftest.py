@@ -1,4 +1,4 @@
-"""The session's cluster: brought up once, taken down at the end (BBU_KEEP_CLUSTER=1 leaves it running)."""
+"""The session's clusters: brought up once, taken down at the end (BBU_KEEP_CLUSTER=1 leaves them running)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,24 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     image = testbed.build_image(testbed.prefix(), "bbu", testbed.copy_tree(shared, "bbu"))
     tell(f"image {image.name} after {time.monotonic() - start:.0f} s")
     yield Cluster(prefix=testbed.prefix(), user="bbu", shared=shared, image=image)
-    if os.environ.get("BBU_KEEP_CLUSTER") != "1":
+    if not keep_clusters():
         if "cluster: started" in report:
             testbed.script("down.sh")
         shutil.rmtree(shared, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def newer(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Cluster]:
+    """A second cluster beside the first, with its image and shared folder: Slurm 24.11, without accounting."""
+    report = testbed.script("up.sh", "newer")
+    teller(request.config)(report.strip().splitlines()[-1])
+    yield replace(cluster, env_file="env-newer.sh")
+    if "cluster: started" in report and not keep_clusters():
+        testbed.script("down.sh", "newer")
+
+
+def keep_clusters() -> bool:
+    return os.environ.get("BBU_KEEP_CLUSTER") == "1"
 
 
 def session_folder(prefix: Path, user: str) -> Path:

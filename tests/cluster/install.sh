@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the test cluster puts on the machine: Debian packages, Apptainer, an ordinary user, a login-node
-# venv. Sourced by up.sh. Each function does nothing when its work is already done.
+# What the test clusters put on the machine: Debian packages, Apptainer, a newer Slurm, an ordinary user, a
+# login-node venv. Sourced by up.sh. Each function does nothing when its work is already done.
 
 PACKAGES=(slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin munge
     mariadb-server patchelf uidmap squashfuse fuse3 fuse2fs fuse-overlayfs squashfs-tools debootstrap
@@ -53,7 +53,7 @@ download_newer_debs() {
     shift
     mirror=$("$REPO/containers/mirror.sh")
     mkdir -p "$lists/partial"
-    for suite in trixie unstable; do
+    for suite in $(printf '%s\n' "${@#*/}" | sort -u); do
         echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
     done >"$STATE/apt.list"
     local apt=(apt-get -q -o "Dir::Etc::sourcelist=$STATE/apt.list" -o Dir::Etc::sourceparts=-
@@ -66,24 +66,61 @@ download_newer_debs() {
 
 # unpack_apptainer FOLDER FINAL: lay the files out under FOLDER, which will be renamed to FINAL.
 unpack_apptainer() {
-    local folder=$1 final=$2 deb program
-    for deb in "$folder"/debs/*.deb; do
-        case ${deb##*/} in
-            apptainer_*) dpkg-deb -x "$deb" "$folder" ;;
-            *) dpkg-deb -x "$deb" "$folder/debs/x" ;;
-        esac
-    done
+    local folder=$1 final=$2
+    unpack_debs "$folder" apptainer
     # A relocated Apptainer looks for configuration and state below its prefix, and its two programs derive
     # that prefix from different depths: usr for one, usr/lib for the other.
     mv "$folder/etc" "$folder/usr/etc"
     ln -s ../etc ../var "$folder/usr/lib/"
+    use_libraries "$final/lib" "$folder"/usr/bin/apptainer "$folder"/usr/lib/x86_64-linux-gnu/apptainer/bin/starter
+}
+
+# install_slurm FOLDER: the Slurm of Debian's next release, in the same way. Jobs stay in the host's userland,
+# since nothing but Slurm's own programs is pointed at the newer libc.
+install_slurm() {
+    local root=$1
+    "$root/usr/sbin/slurmd" -V >/dev/null 2>&1 && return
+    rm -rf "$root" "$root.new" && mkdir -p "$root.new/debs"
+    download_newer_debs "$root.new/debs" slurm{ctld,d,-client,-wlm-basic-plugins}/trixie libc6/trixie libhwloc15/trixie
+    unpack_slurm "$root.new" "$root"
+    mv "$root.new" "$root"
+    "$root/usr/sbin/slurmd" -V >/dev/null || die "the unpacked Slurm does not run; see above"
+    say "installed $("$root/usr/sbin/slurmd" -V) in $root"
+}
+
+# unpack_slurm FOLDER FINAL: as unpack_apptainer. The packages leave the daemons' usual names to
+# update-alternatives, and their programs find Slurm's own library among the plugins.
+unpack_slurm() {
+    local folder=$1 final=$2 daemon
+    unpack_debs "$folder" slurm
+    rm "$folder"/usr/lib/x86_64-linux-gnu/slurm-wlm/mpi_pmix* # its library is not here, of which every log would tell
+    for daemon in slurmctld slurmd slurmstepd; do ln -s "$daemon-wlm" "$folder/usr/sbin/$daemon"; done
+    ln -s ../usr/lib/x86_64-linux-gnu/slurm-wlm/libslurmfull.so "$folder/lib/"
+    use_libraries "$final/lib" "$folder"/usr/bin/* "$folder"/usr/sbin/*-wlm
+}
+
+# unpack_debs FOLDER NAME: the packages called NAME* in FOLDER/debs as they are, of all others the libraries
+# alone, into FOLDER/lib.
+unpack_debs() {
+    local folder=$1 name=$2 deb
+    for deb in "$folder"/debs/*.deb; do
+        case ${deb##*/} in
+            "$name"*) dpkg-deb -x "$deb" "$folder" ;;
+            *) dpkg-deb -x "$deb" "$folder/debs/x" ;;
+        esac
+    done
     mkdir "$folder/lib"
     cp -a "$folder"/debs/x/usr/lib/x86_64-linux-gnu/*.so* "$folder/lib/"
-    for program in usr/bin/apptainer usr/lib/x86_64-linux-gnu/apptainer/bin/starter; do
-        patchelf --set-interpreter "$final/lib/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$final/lib" \
-            "$folder/$program"
-    done
     rm -rf "$folder/debs" "$folder/usr/share/doc" "$folder/usr/share/man"
+}
+
+# use_libraries LIB PROGRAM...: let programs run by the libc in LIB, and find their libraries there first.
+use_libraries() {
+    local lib=$1 program
+    shift
+    for program in "$@"; do
+        patchelf --set-interpreter "$lib/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$lib" "$program"
+    done
 }
 
 create_user() {
@@ -112,12 +149,13 @@ with open(sys.argv[1], "rb") as file:
     say "login venv has $(wc -l <"$venv/wanted.txt") base dependencies"
 }
 
-# env.sh: what a login shell on this cluster has; sourced by people, and by the user's own login shells.
+# $ENV_FILE: what a login shell on this cluster has; sourced by people, and the first cluster's by the user's
+# own login shells.
 write_env() {
-    cat >"$BBU_TESTBED/env.sh" <<END
+    cat >"$ENV_FILE" <<END
 export BBU_TESTBED=$BBU_TESTBED SLURM_CONF=$SLURM_CONF
 export BBU_IMAGE_CACHE=$BBU_TESTBED/images
-export PATH=$BBU_TESTBED/apptainer/usr/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
+export PATH=$SLURM_PATH$BBU_TESTBED/apptainer/usr/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
 END
-    echo ". $BBU_TESTBED/env.sh" >"$BBU_TESTBED/home/.bash_profile"
+    [ "$CLUSTER" != bbu ] || echo ". $ENV_FILE" >"$BBU_TESTBED/home/.bash_profile"
 }

@@ -1,21 +1,21 @@
 # shellcheck shell=bash
-# The daemons of the test cluster: munged, mariadbd, slurmdbd, slurmctld and one slurmd per node, each with
-# its files under $STATE and ports of its own, so that they disturb nothing else on the machine. Sourced.
+# The daemons of a test cluster: munged, mariadbd and slurmdbd (with accounting), slurmctld and one slurmd per
+# node, each with its files under $STATE and ports of its own, so that they disturb nothing else on the machine.
+# Sourced after common.sh.
 
-DB_PORT=17306 DBD_PORT=17819 CTLD_PORT=17817 NODE_PORTS=17001-17002
+DB_PORT=17306 DBD_PORT=17819
 MUNGE_SOCKET=$STATE/munge/munge.socket
 DB_SOCKET=$STATE/run/mariadb.socket
 
 write_configuration() {
     install -d -m 755 "$ETC" "$STATE/run" "$LOGS"
     install -d -o munge -g munge -m 755 "$STATE/munge"
-    install -d -o mysql -g mysql "$STATE/mariadb"
-    install -d -o slurm -g slurm "$STATE"/slurm/{ctld,dbd}
+    install -d -o slurm -g slurm "$STATE/slurm/ctld"
     for node in "${SLURM_NODES[@]}"; do install -d "$STATE/slurm/$node"; done
     chown slurm "$STATE/run" && chmod 1777 "$STATE/run" "$LOGS"
     name_nodes
     write_slurm_conf
-    write_slurmdbd_conf
+    ! has_accounting || write_slurmdbd_conf
 }
 
 # gloo resolves the node names that Slurm hands out, and hangs when they do not resolve.
@@ -24,18 +24,31 @@ name_nodes() {
 }
 
 write_slurm_conf() {
-    sed -e "s|@HOST@|$(hostname -s)|g" -e "s|@STATE@|$STATE|g" -e "s|@LOGS@|$LOGS|g" \
-        -e "s|@MUNGE_SOCKET@|$MUNGE_SOCKET|g" -e "s|@CTLD_PORT@|$CTLD_PORT|g" -e "s|@DBD_PORT@|$DBD_PORT|g" \
-        -e "s|@NODE_PORTS@|$NODE_PORTS|g" -e "s|@MEMORY_MB@|$(memory_mb)|g" \
-        "$REPO/tests/cluster/slurm.conf.in" >"$ETC/slurm.conf.new"
+    slurm_conf >"$ETC/slurm.conf.new"
     if ! cmp -s "$ETC/slurm.conf.new" "$ETC/slurm.conf"; then
         mv "$ETC/slurm.conf.new" "$ETC/slurm.conf"
         stop_slurm # a changed configuration is read at start
     fi
     rm -f "$ETC/slurm.conf.new"
     write_gres_conf
-    printf 'CgroupAutomount=no\nConstrainCores=no\n' >"$ETC/cgroup.conf"
+    case $CLUSTER in
+        bbu) printf 'CgroupAutomount=no\nConstrainCores=no\n' >"$ETC/cgroup.conf" ;;
+        newer) write_task_prolog ;;
+    esac
 }
+
+# slurm_conf: the template with this cluster's values; of the lines that begin with a cluster's name in
+# brackets, this cluster's.
+slurm_conf() {
+    sed -e "s|^\[$CLUSTER\] ||" -e '/^\[[a-z]*\] /d' \
+        -e "s|@CLUSTER@|$CLUSTER|g" -e "s|@HOST@|$(hostname -s)|g" -e "s|@STATE@|$STATE|g" -e "s|@LOGS@|$LOGS|g" \
+        -e "s|@MUNGE_SOCKET@|$MUNGE_SOCKET|g" -e "s|@CTLD_PORT@|$CTLD_PORT|g" -e "s|@DBD_PORT@|$DBD_PORT|g" \
+        -e "s|@NODES@|$(node_range)|g" -e "s|@NODE_PORTS@|$NODE_PORTS|g" -e "s|@MEMORY_MB@|$(memory_mb)|g" \
+        -e "s|@PLUGINS@|$SLURM_HOME/usr/lib/x86_64-linux-gnu/slurm-wlm|g" "$REPO/tests/cluster/slurm.conf.in"
+}
+
+# node_range: the nodes as slurm.conf names them, n[1-2].
+node_range() { echo "${SLURM_NODES[0]%?}[1-${#SLURM_NODES[@]}]"; }
 
 # GPUs in name only, so that --gpus-per-node can be scheduled here: plain files stand for the devices.
 write_gres_conf() {
@@ -43,9 +56,20 @@ write_gres_conf() {
     echo "Name=gpu File=$STATE/gpu/[0-1]" >"$ETC/gres.conf"
 }
 
+# A job of scrontab, or of --export=NONE, starts with the environment of a login, and the user logs in to the
+# first cluster: there, `sbatch` would be the system's, which this cluster's slurmctld does not talk to.
+write_task_prolog() {
+    install -m 755 /dev/stdin "$ETC/task_prolog" <<END
+#!/bin/sh
+case \$PATH in $SLURM_PATH*) ;; *) echo "export PATH=$SLURM_PATH\$PATH" ;; esac
+END
+}
+
 memory_mb() { awk '$1 == "MemTotal:" { print int($2 / 1024 / 1000) * 1000 }' /proc/meminfo; }
 
 write_slurmdbd_conf() {
+    install -d -o mysql -g mysql "$STATE/mariadb"
+    install -d -o slurm -g slurm "$STATE/slurm/dbd"
     [ -s "$ETC/slurmdbd.conf" ] && return
     local password
     password=$(head -c 18 /dev/urandom | base64 | tr '+/' 'ab')
@@ -69,8 +93,7 @@ END
 start_services() {
     started=()
     start_munged
-    start_mariadb
-    start_slurmdbd
+    ! has_accounting || start_accounting
     start_slurmctld
     start_nodes
     if [ ${#started[@]} = 0 ]; then say "every service was already running"; else say "started ${started[*]}"; fi
@@ -85,6 +108,11 @@ start_munged() {
         --pid-file="$STATE/munge/munged.pid" --log-file="$STATE/munge/munged.log" --seed-file="$STATE/munge/munged.seed"
     cp "$STATE/munge/munged.pid" "$STATE/run/munged.pid"
     started+=(munged)
+}
+
+start_accounting() {
+    start_mariadb
+    start_slurmdbd
 }
 
 start_mariadb() {
@@ -111,7 +139,7 @@ daemon() {
     local name=$1
     shift
     pid_of "$name" >/dev/null && return
-    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin SLURM_CONF="$SLURM_CONF" "$@" >>"$LOGS/$name.out" 2>&1 ||
+    env -i PATH="$SLURM_PATH"/usr/sbin:/usr/bin:/sbin:/bin SLURM_CONF="$SLURM_CONF" "$@" >>"$LOGS/$name.out" 2>&1 ||
         die "$name did not start; see $LOGS"
     started+=("$name")
 }
@@ -129,7 +157,7 @@ start_slurmctld() {
 
 start_nodes() {
     local node
-    for node in "${SLURM_NODES[@]}"; do daemon "slurmd-$node" slurmd -N "$node"; done
+    for node in "${SLURM_NODES[@]}"; do daemon "slurmd-$node" slurmd -N "$node" "${SLURMD_OPTIONS[@]}"; done
     wait_for 60 "the nodes" all_nodes_up
 }
 

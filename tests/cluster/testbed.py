@@ -1,4 +1,4 @@
-"""The real cluster of the tests: two Slurm nodes and Apptainer on this machine, as an ordinary user."""
+"""The real clusters of the tests: two Slurm nodes and Apptainer on this machine, as an ordinary user."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ class Cluster:
     """A running test cluster.
 
     `shared` is this session's folder on the filesystem all nodes see, owned by `user`; `python` is the
-    login node's interpreter, which has the torch-free dependencies only.
+    login node's interpreter, which has the torch-free dependencies only; `env_file` under `prefix` makes a
+    login environment, and so tells which of the two clusters this is.
     """
 
     prefix: Path
     user: str
     shared: Path
     image: Path
+    env_file: str = "env.sh"
 
     @property
     def python(self) -> Path:
@@ -54,7 +56,8 @@ class Cluster:
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell line or an argv as the ordinary user, in a fresh login environment plus `env`."""
         argv = ["bash", "-c", command] if isinstance(command, str) else [str(part) for part in command]
-        return run_as(self.prefix, self.user, argv, cwd or self.shared, env or {}, timeout, check)
+        login = self.prefix / self.env_file
+        return run_as(self.prefix, self.user, argv, cwd or self.shared, env or {}, timeout, check, login)
 
     def checkout(self) -> Path:
         """A fresh copy of the working tree on the shared filesystem, owned by the user."""
@@ -65,7 +68,10 @@ class Cluster:
         return self.run(["sbatch", "--parsable", *arguments], cwd=cwd, env=env).stdout.strip()
 
     def state(self, job_id: str) -> set[str]:
-        """The states of a job, or of all tasks of an array; empty while Slurm does not know it yet."""
+        """The states of a job, or of all tasks of an array; empty while Slurm does not know it yet.
+
+        slurmctld forgets a job MinJobAge (600 s) after its end; after that, only accounting can tell.
+        """
         live = self.run(["scontrol", "show", "job", "-o", job_id], check=False)
         fields = [word for word in live.stdout.split() if word.startswith("JobState=")]
         if fields:
@@ -104,10 +110,11 @@ def run_as(
     env: Mapping[str, str],
     timeout: float,
     check: bool,
+    env_file: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     login = {"HOME": str(prefix / "home"), "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
     settings = [f"{name}={value}" for name, value in (login | dict(env)).items()]
-    enter = ["bash", "-c", '. "$0"; exec "$@"', str(prefix / "env.sh")]
+    enter = ["bash", "-c", '. "$0"; exec "$@"', str(env_file or prefix / "env.sh")]
     full = ["runuser", "-u", user, "--", "env", "-i", *settings, *enter, *argv]
     with subprocess.Popen(
         full, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
@@ -161,10 +168,10 @@ def prefix() -> Path:
     return Path(os.environ.get("BBU_TESTBED", "/opt/bbu-testbed"))
 
 
-def script(name: str) -> str:
+def script(name: str, *arguments: str) -> str:
     """Run up.sh or down.sh and return what it said."""
-    done = subprocess.run([str(HERE / name)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, f"tests/cluster/{name} failed: {done.stdout}{done.stderr}"
+    done = subprocess.run([str(HERE / name), *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, f"tests/cluster/{shlex.join([name, *arguments])} failed: {done.stdout}{done.stderr}"
     return done.stdout
 
 

@@ -5,11 +5,15 @@
 #   sudo su - bbu                   # then: sinfo, sbatch, apptainer, ... as on a login node
 #   sudo tests/cluster/down.sh      # stop it; everything stays under $BBU_TESTBED for the next time
 #
+# `up.sh newer` and `down.sh newer` do the same for a second cluster beside it: Slurm 24.11, without accounting
+# and with scrontab. Its users source $BBU_TESTBED/env-newer.sh.
+#
 # Needs root on Debian 12. All files live under $BBU_TESTBED (/opt/bbu-testbed), apart from the Debian
-# packages, the user, and one line in /etc/hosts.
+# packages, the user, and one line a cluster in /etc/hosts.
 set -euo pipefail
 umask 022
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+CLUSTER=${1:-bbu}
 # shellcheck source=common.sh
 . "$here/common.sh"
 # shellcheck source=install.sh
@@ -19,10 +23,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 need_root_on_debian
 mkdir -p "$LOGS"
-exec 9>"$STATE/up.lock"
+exec 9>"$BBU_TESTBED/up.lock"
 flock 9 # two test sessions may start at once; daemons must not inherit the lock (see 9>&- below)
 install_packages
 install_apptainer
+[ -z "$SLURM_HOME" ] || install_slurm "$SLURM_HOME"
 create_user
 make_login_venv
 write_env
