@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser(prog="python -m bbu.eval", description=__doc__)
     what = described.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint-{step} folder of a run")
-    what.add_argument("--pending", type=Path, metavar="RUN", help="every checkpoint of a run folder without a score")
+    what.add_argument(
+        "--pending", type=Path, nargs="+", metavar="RUN", help="every checkpoint of run folders without a score"
+    )
     add = described.add_argument
     add(
         "--source", choices=SOURCES, help="what to ask: the answer, the head, or both together (each, if it has a head)"
@@ -85,8 +87,19 @@ def score_all(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint:
         score(arguments.checkpoint.absolute(), arguments)
         return 0
+    codes = [score_pending(run.absolute(), arguments) for run in arguments.pending]
+    return next(filter(None, codes), 0)
+
+
+def score_pending(run: Path, arguments: argparse.Namespace) -> int:
+    """Score what a run folder has unscored; the exit code of the last thing that could not be read, or 0."""
     code = 0
-    for folder in published(arguments.pending.absolute()):
+    try:
+        folders = published(run)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    for folder in folders:
         try:
             score(folder, arguments)
         except CheckpointError as error:
@@ -99,6 +112,9 @@ def score_all(arguments: argparse.Namespace) -> int:
 def published(run: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first. Raises CheckpointError for a folder that is none."""
     folder = RunFolder(run)
+    if folder.jobs.is_file() and not folder.config.is_file():
+        print(f"{run}: not begun yet, nothing to score")
+        return []
     if not folder.config.is_file():
         raise CheckpointError(f"{run}: not a run folder (no config.yaml); name an output-{{run_name}} folder")
     if not folder.steps():

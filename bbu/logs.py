@@ -39,6 +39,15 @@ def rank_of(environ: Mapping[str, str]) -> int:
     return int(environ.get("RANK") or environ.get("SLURM_PROCID") or 0)
 
 
+def duration(seconds: float | None) -> str:
+    """3725 -> 1:02:05; an unknown one is a question mark."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
 def _replace_handlers(handlers: Mapping[str, logging.Handler], formatter: logging.Formatter) -> None:
     root = logging.getLogger()
     for old in [h for h in root.handlers if (h.name or "").startswith(HANDLER_PREFIX)]:

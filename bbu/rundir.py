@@ -29,7 +29,10 @@ HEAD_KEY = "bbu_detection_head"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run: `config.yaml provenance.json status.json checkpoint-{step}/ logs/ tensorboard/ eval/`."""
+    """Paths of one run.
+
+    `config.yaml provenance.json status.json jobs.jsonl checkpoint-{step}/ logs/ tensorboard/ eval/`
+    """
 
     root: Path
 
@@ -49,6 +52,10 @@ class RunFolder:
     @property
     def status(self) -> Path:
         return self.root / "status.json"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs.jsonl"
 
     @property
     def logs(self) -> Path:
@@ -240,7 +247,7 @@ def _refuse_if_held(run: RunFolder, path: Path, owner: Owner, timeout_s: float) 
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.pop("released"):
         return
-    holder, age = Owner(**content), _age(path)
+    holder, age = Owner(**content), age_of(path)
     if holder.is_succeeded_by(owner) or holder.is_dead_here() or age > timeout_s:
         return
     raise CheckpointError(
@@ -249,7 +256,7 @@ def _refuse_if_held(run: RunFolder, path: Path, owner: Owner, timeout_s: float) 
     )
 
 
-def _age(path: Path) -> float:
+def age_of(path: Path) -> float:
     """Seconds since a file was touched, by the filesystem's clock: hosts disagree, the file server is one.
 
     Opened, not just looked up: NFS asks the server for an opened file's times, and else may answer from a cache.

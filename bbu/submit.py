@@ -1,4 +1,8 @@
-"""Submit a job: `python -m bbu.submit [train|convert|eval|pipeline] --nodes 2 --cluster NAME --config NAME`."""
+"""Submit jobs and mind them.
+
+train | convert | eval | pipeline     submit a job; pipeline: all of them, in order (train)
+logs RUN | cancel RUN… | resume RUN   see what a run prints, end its jobs, let it go on
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,21 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bbu.config.flat import DirectConfig
 from bbu.config.load import load_config
 from bbu.errors import JobError, run_entry
+from bbu.jobs import schedule
 from bbu.jobs.clusters import ClusterProfile, load_profile
-from bbu.jobs.executor import Submission, dry_run, submit
+from bbu.jobs.executor import dry_run, submit
+from bbu.jobs.launch import Submission
+from bbu.jobs.plan import Facts, Request, plan, run_folder, sweep_folder, sweep_folders, sweep_requests
+from bbu.jobs.records import SCHEDULE, record_of, remember
 from bbu.jobs.spec import JobSpec
+from bbu.jobs.sweep import grid
+from bbu.jobs.tools import cancel_run, known_run, live_jobs, log_files, resumption
 from bbu.rundir import RunFolder
 
 HOME = Path(__file__).resolve().parents[1]
@@ -22,9 +32,12 @@ JOBS = ("train", "convert", "eval", "pipeline")
 
 
 def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(prog="python -m bbu.submit", description=__doc__)
+    described = argparse.ArgumentParser(
+        prog="python -m bbu.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = described.add_argument
-    add("job", nargs="?", choices=JOBS, default="train", help="what to run (train); pipeline: all, in order")
+    add("job", nargs="?", choices=JOBS, default="train", help="what to run (train)")
+    add("runs", nargs="*", metavar="RUN", help="eval: run folders to score (the config's own)")
     add("--nodes", type=int, default=1, metavar="N", help="nodes of the training job (1)")
     add("--gpus-per-node", type=int, metavar="N", help="GPUs, and so tasks, per node (the profile's)")
     add("--cluster", default=os.environ.get("BBU_CLUSTER", "local"), metavar="NAME",
@@ -32,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     add("--config", default="base_flat", metavar="NAME", help="a run config under configs, or a path (base_flat)")
     add("--use-new-config", action="store_true", help="the run config is in five sections")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
+    add("--sweep", action="append", default=[], metavar="KEY=A,B", help="train a run for each value, and compare them")
+    add("--every", metavar="TIME", help="eval: come again every 30m, 2h, 1d")
     add(
         "--demo", action="store_true", help="first draw synthetic rooms and build the tiny model, unless they are there"
     )
@@ -39,32 +54,48 @@ def parser() -> argparse.ArgumentParser:
     return described
 
 
-def run_config(arguments: argparse.Namespace) -> DirectConfig:
-    """The run config of the command line, checked here rather than in the queue."""
-    return load_config(arguments.config, overrides=arguments.overrides, use_new=arguments.use_new_config)
+def request_of(arguments: argparse.Namespace) -> Request:
+    """The command line, checked as far as it can be without a config. Raises JobError."""
+    if arguments.runs and arguments.job != "eval":
+        raise JobError(f"{arguments.runs[0]}: run folders are for eval; to train, name a --config")
+    if arguments.every and arguments.job != "eval":
+        raise JobError("--every is for eval: `eval --every 30m RUN`")
+    if arguments.sweep and arguments.job not in ("train", "pipeline"):
+        raise JobError("--sweep is for train and pipeline")
+    return Request(
+        job=arguments.job,
+        nodes=arguments.nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        cluster=arguments.cluster,
+        config=arguments.config,
+        use_new_config=arguments.use_new_config,
+        overrides=tuple(arguments.overrides),
+        demo=arguments.demo,
+        points=tuple(grid(arguments.sweep)) if arguments.sweep else (),
+        runs=tuple(arguments.runs),
+    )
 
 
-def run_arguments(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The part of the command line that every entry understands."""
-    form = ("--use-new-config",) if arguments.use_new_config else ()
-    overrides = (part for override in arguments.overrides for part in ("--set", override))
-    return ("--config", arguments.config, *form, *overrides)
+def run_config(request: Request) -> DirectConfig:
+    """The run config of the command line, and of each point of a sweep, checked here rather than in the queue."""
+    config = load(request)
+    for one in sweep_requests(request, config):
+        load(one)
+    return config
 
 
-def plan(arguments: argparse.Namespace, profile: ClusterProfile, config: DirectConfig) -> tuple[JobSpec, ...]:
-    """The jobs of one command line, in the order in which they must end."""
-    run = run_arguments(arguments)
-    jobs: list[JobSpec] = []
-    if arguments.demo and (commands := demonstration(config)):
-        jobs.append(host_job("demo", commands, profile))
-    if arguments.job in ("convert", "pipeline"):
-        jobs += conversion(run, profile)
-    if arguments.job in ("train", "pipeline"):
-        jobs.append(training(run, arguments, profile))
-    if arguments.job in ("eval", "pipeline"):
-        jobs.append(evaluation(run, arguments, profile, config))
-    requeues = config.infrastructure.max_requeues
-    return tuple(dataclasses.replace(job, max_requeues=requeues) for job in chain(jobs))
+def load(request: Request) -> DirectConfig:
+    return load_config(request.config, overrides=request.overrides, use_new=request.use_new_config)
+
+
+def facts_of(request: Request, profile: ClusterProfile, config: DirectConfig) -> Facts:
+    """What is on the disk already, and need not be made again."""
+    demo = demonstration(config) if request.demo else ()
+    if request.job not in ("convert", "pipeline") or profile.convert_tasks == 1:
+        return Facts(demo, ())
+    from bbu.conversion.shards import missing_shards
+
+    return Facts(demo, tuple(missing_shards(config.data, profile.convert_tasks)))
 
 
 def demonstration(config: DirectConfig) -> tuple[tuple[str, ...], ...]:
@@ -75,81 +106,133 @@ def demonstration(config: DirectConfig) -> tuple[tuple[str, ...], ...]:
     return tuple(command for folder, command in wanted.items() if not Path(folder).exists())
 
 
-def chain(jobs: Sequence[JobSpec]) -> list[JobSpec]:
-    """Let every job wait for the one before it."""
-    names = [job.name for job in jobs]
-    return [dataclasses.replace(job, after=tuple(names[max(0, i - 1) : i])) for i, job in enumerate(jobs)]
-
-
-def host_job(name: str, commands: tuple[tuple[str, ...], ...], profile: ClusterProfile, gpus: int = 0) -> JobSpec:
-    """A job of one task per element."""
-    return JobSpec(
-        name=name,
-        commands=commands,
-        nodes=1,
-        tasks_per_node=1,
-        gpus_per_node=gpus,
-        cpus_per_task=profile.cpus_per_task,
-        memory_gb=profile.memory_gb,
-        time_minutes=profile.time_minutes,
-    )
-
-
-def conversion(run: tuple[str, ...], profile: ClusterProfile) -> list[JobSpec]:
-    """The conversion whole, or as an array and a merge."""
-    convert, shards = ("-m", "bbu.convert", *run), profile.convert_tasks
-    if shards == 1:
-        return [host_job("convert", (convert,), profile)]
-    array = tuple((*convert, "--shard", f"{index}/{shards}") for index in range(shards))
-    return [
-        host_job("convert", array, profile),
-        host_job("merge", ((*convert, "--merge", str(shards)),), profile),
-    ]
-
-
-def training(run: tuple[str, ...], arguments: argparse.Namespace, profile: ClusterProfile) -> JobSpec:
-    """One task per GPU; one per node where there is none."""
-    gpus = gpus_of(arguments, profile)
-    job = host_job("train", (("-m", "bbu.train", *run),), profile, gpus)
-    return dataclasses.replace(job, nodes=arguments.nodes, tasks_per_node=max(1, gpus))
-
-
-def evaluation(
-    run: tuple[str, ...], arguments: argparse.Namespace, profile: ClusterProfile, config: DirectConfig
-) -> JobSpec:
-    """Score what the run has left unscored, on one GPU if there is one."""
-    folder = RunFolder.of(config.infrastructure.output_root, config.infrastructure.run_name)
-    command = ("-m", "bbu.eval", *run, "--pending", str(folder.root))
-    return host_job("eval", (command,), profile, min(1, gpus_of(arguments, profile)))
-
-
-def gpus_of(arguments: argparse.Namespace, profile: ClusterProfile) -> int:
-    return profile.gpus_per_node if arguments.gpus_per_node is None else arguments.gpus_per_node
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    profile = load_profile(arguments.cluster)
-    specs = plan(arguments, profile, run_config(arguments))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in TOOLS:
+        return TOOLS[argv[0]](argv[1:])
+    arguments = parser().parse_intermixed_args(argv)
+    request, profile = request_of(arguments), load_profile(arguments.cluster)
+    config = run_config(request)
+    if arguments.every:
+        return every(request, profile, config, schedule.minutes_of(arguments.every), arguments.dry_run)
+    specs = plan(request, profile, config, facts_of(request, profile, config))
     if arguments.dry_run:
         print(dry_run(specs, profile, HOME))
         return 0
+    return send(specs, request, profile, config)
+
+
+def send(specs: tuple[JobSpec, ...], request: Request, profile: ClusterProfile, config: DirectConfig) -> int:
+    """Submit, or run here; each job is written into its run's records as soon as it exists."""
     try:
-        return ending(submit(specs, profile, HOME, tell))
+        done = submit(specs, profile, HOME, tell, lambda job: keep(job, request, config))
     except KeyboardInterrupt:
         tell("stopped; the same command goes on from what is saved")
         return 130
+    if request.points:
+        tell(f"{len(request.points)} runs; when all is done the table is in {sweep_folder(config)}")
+    return next((job.exit_code for job in done if job.exit_code), 0)
+
+
+def keep(done: Submission, request: Request, config: DirectConfig) -> None:
+    """Write a submission into the records of the runs it is for."""
+    if not request.points:
+        runs = [RunFolder(Path(run)) for run in request.runs] or [run_folder(config)]
+        for run in runs:
+            remember(run, [record_of(done, request.cluster, request.again())])
+        return
+    each = sweep_requests(request, config)
+    for index, (run, one) in enumerate(zip(sweep_folders(request, config), each, strict=True)):
+        part, element = done.part(index) if sum(done.sizes) > 1 else (done, None)
+        remember(run, [record_of(part, request.cluster, one.again(), element)])
+
+
+def every(request: Request, profile: ClusterProfile, config: DirectConfig, minutes: int, dry: bool) -> int:
+    """Let evals of some runs come again and again."""
+    if profile.executor != "slurm":
+        raise JobError("--every needs a Slurm profile; here, let cron call `python -m bbu.eval --pending RUN`")
+    runs = [known_run(name) for name in request.runs] or [run_folder(config)]
+    mode = schedule.way_here(profile.eval_schedule)
+    if mode == "dependency":
+        return after_training(runs, request, profile, config, dry)
+    if dry:
+        shown = schedule.Schedule(mode, minutes, Path(profile.work_folder).absolute() / "<time>-eval-schedule-<random>")
+        print(schedule.described(shown, profile, HOME))
+        return 0
+    made = schedule.create(mode, minutes, [run.root.absolute() for run in runs], profile, HOME)
+    job = schedule.start(made, profile)
+    tell(f"evals every {minutes} minutes by {mode}: job {job}, logs {made.folder}")
+    submission = Submission(SCHEDULE, (job,), (made.folder,), None)
+    for run in runs:
+        remember(run, [record_of(submission, request.cluster, made.argv)])
+    return 0
+
+
+def after_training(
+    runs: Sequence[RunFolder], request: Request, profile: ClusterProfile, config: DirectConfig, dry: bool
+) -> int:
+    """Where neither scrontab nor jobs that submit jobs are allowed: one eval after each training job that is left."""
+    for run in runs:
+        one = dataclasses.replace(request, runs=(str(run.root),))
+        waits = tuple(job.id for job in live_jobs(run) if job.name == "bbu-train")
+        [spec] = plan(one, profile, config, Facts((), ()))
+        specs = (dataclasses.replace(spec, after_jobs=waits, after_any=True),)
+        if dry:
+            print(dry_run(specs, profile, HOME))
+        else:
+            send(specs, one, profile, config)
+    return 0
+
+
+def tool_parser(name: str, text: str, many: bool = False) -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(prog=f"python -m bbu.submit {name}", description=text)
+    described.add_argument("runs", nargs="+" if many else 1, metavar="RUN", help="an output-{run_name} folder")
+    return described
+
+
+def logs(argv: Sequence[str]) -> int:
+    described = tool_parser("logs", "Show what a run's newest job prints.")
+    described.add_argument("-f", "--follow", action="store_true", help="go on showing what comes; Ctrl-C ends it")
+    described.add_argument("--job", metavar="NAME", help="train, convert, merge, eval, eval-schedule … (the newest)")
+    described.add_argument("--rank", default="0", help="of which task: a number, or all (0)")
+    described.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="how much to begin with (50)")
+    arguments = described.parse_args(argv)
+    run = known_run(arguments.runs[0])
+    files = log_files(run, arguments.job, arguments.rank)
+    if not files:
+        waiting = ", ".join(f"{job.name} {job.id} is {job.state}" for job in live_jobs(run)) or "no job is in the queue"
+        raise JobError(f"{run.root}: no output yet; {waiting}")
+    sys.stdout.flush()
+    follow = ["-F"] if arguments.follow else []
+    os.execvp("tail", ["tail", "-n", str(arguments.lines), *follow, "--", *files])
+
+
+def cancel(argv: Sequence[str]) -> int:
+    arguments = tool_parser(
+        "cancel", "End all jobs and scheduled evals of runs; what is saved stays.", True
+    ).parse_args(argv)
+    for name in arguments.runs:
+        for line in cancel_run(known_run(name)) or ["nothing to cancel"]:
+            tell(f"{name}: {line}")
+    return 0
+
+
+def resume(argv: Sequence[str]) -> int:
+    described = tool_parser("resume", "Submit a run's training again, as it was; it goes on from its last checkpoint.")
+    described.add_argument("--dry-run", action="store_true", help="show what would be submitted")
+    arguments = described.parse_args(argv)
+    record = resumption(known_run(arguments.runs[0]))
+    os.chdir(record.cwd)  # paths in configs are relative to it
+    line = [*record.argv, *(["--dry-run"] if arguments.dry_run else [])]
+    tell(f"in {record.cwd}: python -m bbu.submit {' '.join(line)}")
+    return main(line)
+
+
+TOOLS: dict[str, Callable[[Sequence[str]], int]] = {"logs": logs, "cancel": cancel, "resume": resume}
 
 
 def tell(text: str) -> None:
     print(f"bbu.submit: {text}", file=sys.stderr, flush=True)
-
-
-def ending(done: Sequence[Submission]) -> int:
-    """The exit code of the last job that ran here; 0 for jobs in a queue."""
-    if not done:
-        raise JobError("nothing was submitted")
-    return done[-1].exit_code or 0
 
 
 if __name__ == "__main__":

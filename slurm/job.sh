@@ -21,12 +21,23 @@ run_tasks() {
 
 # finish CODE: end the batch script with the code; 75 means that state is saved: put the job back, under a cap.
 finish() {
-    local restarts=${SLURM_RESTART_COUNT:-0} most=${BBU_MAX_RESTARTS:-20}
+    local restarts=${SLURM_RESTART_COUNT:-0} most=${BBU_MAX_RESTARTS:-20} job state
     [ "$1" = 75 ] || exit "$1"
+    job=$(own_id)
     if [ "$restarts" -ge "$most" ]; then
         echo "bbu: restarted $restarts times, the most allowed (BBU_MAX_RESTARTS); not requeued" >&2
-    elif scontrol requeue "$SLURM_JOB_ID"; then
-        echo "bbu: job $SLURM_JOB_ID saved its state and is requeued (restart $((restarts + 1)) of $most)" >&2
+    # a job that is cancelled gets the same TERM as one that is preempted, and must not come back
+    elif state=$(squeue -h -j "$job" -o %T) && [ "$state" != RUNNING ]; then
+        echo "bbu: job $job is ${state:-gone}: Slurm is ending it, so it is not requeued from here" >&2
+    elif scontrol requeue "$job"; then
+        echo "bbu: job $job saved its state and is requeued (restart $((restarts + 1)) of $most)" >&2
     fi
     exit 75
+}
+
+# own_id: as bbu/jobs/queue.py. The last element of an array to start has the array's number for its own, and
+# requeueing that number would take all its siblings along.
+own_id() {
+    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || { echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" && return; }
+    echo "$SLURM_JOB_ID"
 }

@@ -110,6 +110,24 @@ def shard_path(config: DataConfig, shard: int, shards: int) -> Path:
     return Path(config.data_root) / SHARD_FOLDER / f"of-{shards}" / f"{shard}.jsonl"
 
 
+def missing_shards(config: DataConfig, shards: int) -> list[int]:
+    """Shards of `shards` that a merge could not take: not there, or made from other settings or photos.
+
+    All of them where there are no photos yet.
+    """
+    if not Path(config.vendor_dir).is_dir():
+        return list(range(shards))
+    wanted = fingerprint(config)
+    return [shard for shard in range(shards) if _made_from(shard_path(config, shard, shards)) != wanted]
+
+
+def _made_from(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as file:
+        return json.loads(file.readline())["fingerprint"]
+
+
 def merge_shards(config: DataConfig, shards: int) -> dict[str, Any]:
     """Merge all shards: split, teacher pool, JSONL files, reject report; returns the report's summary.
 

@@ -23,7 +23,10 @@ def container_environment(profile: ClusterProfile, home: Path, gpus: int) -> dic
     environment = {
         "BBU_HOME": str(home),
         "BBU_IMAGE": os.path.abspath(profile.image) if profile.image else "",
+        "BBU_IMAGE_SHA256": profile.image_sha256 or "",
+        "BBU_CODE": profile.code,
         "BBU_BINDS": ",".join(profile.binds),
+        "BBU_SCRATCH": profile.scratch or "",
         "BBU_SHIELD": profile.shield,
         "BBU_NV": "1" if gpus else "0",
     }

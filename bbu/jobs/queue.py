@@ -1,10 +1,57 @@
-"""Asking Slurm to run a job again: outside the container, under a cap, by one rank."""
+"""Asking Slurm: to run a job again (outside the container, under a cap, by one rank), and how jobs stand."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bbu.errors import JobError
+
+TIMEOUT_S = 60
+DEFAULT_MAX_ARRAY = 1001
+"""Slurm's own MaxArraySize, for a dry run where there is no Slurm to ask."""
+LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD",
+                  "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})  # fmt: skip
+"""States of a job that has not ended."""
+SQUEUE_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "exit_code", "Name", "JobID")
+SCONTROL_FIELDS = {
+    "ArrayJobId": "ArrayJobID", "ArrayTaskId": "ArrayTaskID", "JobState": "State", "Reason": "Reason",
+    "Restarts": "RestartCnt", "ExitCode": "exit_code", "JobName": "Name", "JobId": "JobID",
+}  # fmt: skip
+SACCT_FIELDS = ("JobID", "State", "ExitCode", "JobName")
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One job, or one element of an array, as Slurm has it. `array` is the id that submission printed.
+
+    restarts is None where the source does not know it (accounting keeps none). `exit_code`: the batch script's, or
+    128 + n for a signal; of a job that has ended. `number` is its own JobID: what SLURM_JOB_ID says inside.
+    """
+
+    array: str
+    element: str
+    state: str
+    reason: str
+    restarts: int | None
+    exit_code: int | None
+    name: str
+    number: str
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def id(self) -> str:
+        """What scancel and scontrol take for this element alone."""
+        return f"{self.array}_{self.element}" if self.element else self.array
 
 
 def restart_count(environ: Mapping[str, str]) -> int:
@@ -12,23 +59,32 @@ def restart_count(environ: Mapping[str, str]) -> int:
     return int(environ.get("SLURM_RESTART_COUNT") or 0)
 
 
+def own_id(environ: Mapping[str, str]) -> str:
+    """The running job's id for scontrol. An element of an array must be named as one: the last element to start
+    has the array's own number as SLURM_JOB_ID, and `scontrol requeue` of that number takes all its siblings along.
+    """
+    array, element = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array else environ["SLURM_JOB_ID"]
+
+
 def requeue(environ: Mapping[str, str], max_requeues: int) -> bool:
     """Put the running Slurm job back into the queue unless it has been there `max_requeues` times; say so.
 
     Returns False, with the reason on standard error, if it was not put back. On success Slurm kills the
-    job's processes within moments.
+    job's processes within moments. A job that somebody ends (`scancel`) or requeues by hand gets the same TERM as
+    one that is preempted; only its state tells them apart, and a cancelled job must not come back.
     """
-    job, restarts = environ["SLURM_JOB_ID"], restart_count(environ)
+    job, restarts = own_id(environ), restart_count(environ)
     if restarts >= max_requeues:
         tell(f"job {job} was restarted {restarts} times, the most allowed (max_requeues); not requeued")
         return False
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        tell(f"scontrol requeue {job} could not run: {error}; submit the job again to go on")
+    code, state, why = call(["squeue", "-h", "-j", job, "-o", "%T"])
+    if code == 0 and state.strip() != "RUNNING":
+        tell(f"job {job} is {state.strip() or 'gone'}: Slurm is ending it, so it is not requeued from here")
         return False
-    if done.returncode:
-        tell(f"scontrol requeue {job} failed: {done.stderr.strip()}; submit the job again to go on")
+    code, _, why = call(["scontrol", "requeue", job])
+    if code:
+        tell(f"scontrol requeue {job} failed: {why.strip()}; submit the job again to go on")
         return False
     tell(f"job {job} saved its state and is requeued (restart {restarts + 1} of {max_requeues})")
     return True
@@ -36,3 +92,149 @@ def requeue(environ: Mapping[str, str], max_requeues: int) -> bool:
 
 def tell(text: str) -> None:
     print(f"bbu: {text}", file=sys.stderr, flush=True)
+
+
+def call(argv: Sequence[str]) -> tuple[int, str, str]:
+    """Run one of Slurm's commands: exit code, output, error; 127 where it is not there or does not answer."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 127, "", str(error)
+    return done.returncode, done.stdout, done.stderr
+
+
+def ask(argv: Sequence[str]) -> str:
+    """What one of Slurm's commands prints. Raises JobError if it fails."""
+    code, out, error = call(argv)
+    if code:
+        raise JobError(f"{' '.join(argv[:3])} failed: {' '.join(error.split()) or f'exit code {code}'}")
+    return out
+
+
+def slurm_config() -> dict[str, str]:
+    """The controller's configuration, as `scontrol show config` names it. Raises JobError if it does not answer."""
+    return config_of(ask(["scontrol", "show", "config"]))
+
+
+def config_of(text: str) -> dict[str, str]:
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def max_array_size() -> int:
+    """How many elements one array may have here; Slurm's default where no Slurm answers."""
+    code, out, _ = call(["scontrol", "show", "config"])
+    told = config_of(out).get("MaxArraySize") if code == 0 else None
+    return max(1, int(told)) if told else DEFAULT_MAX_ARRAY
+
+
+def jobs_of(ids: Collection[str]) -> dict[str, list[QueuedJob]]:
+    """How jobs stand, by the id that submission printed, or by their name for an id that is none (the jobs of a
+    scrontab get new ids whenever it is written); what nobody knows any more has no entry.
+
+    Asks squeue for all at once, scontrol for what squeue leaves out (others' jobs), and accounting, where there is
+    any, for what ended longer ago than MinJobAge. Correct without accounting; no Slurm at all is an empty answer.
+    """
+    found: dict[str, list[QueuedJob]] = {}
+    if not ids or shutil.which("squeue") is None:
+        return found
+    collect(found, ids, from_squeue())
+    numbers = {job for job in ids if job.isdigit()}
+    for job in sorted(numbers - found.keys()):
+        collect(found, ids, from_scontrol(job))
+    if missing := sorted(numbers - found.keys()):
+        collect(found, ids, from_sacct(missing))
+    return found
+
+
+def collect(found: dict[str, list[QueuedJob]], ids: Collection[str], jobs: Iterable[QueuedJob]) -> None:
+    for job in jobs:
+        for key in {job.array, job.name} & set(ids):
+            found.setdefault(key, []).append(job)
+
+
+def from_squeue() -> list[QueuedJob]:
+    """All of the caller's jobs that Slurm still has, ended ones within MinJobAge included."""
+    wanted = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
+    code, out, _ = call(["squeue", "--me", "-h", "-r", "-t", "all", "-O", wanted])
+    return [read_job(dict(zip(SQUEUE_FIELDS, line.split("|"), strict=False))) for line in out.splitlines() if not code]
+
+
+def from_scontrol(job: str) -> list[QueuedJob]:
+    code, out, _ = call(["scontrol", "show", "job", "-o", job])
+    return [read_job(scontrol_fields(line)) for line in out.splitlines() if not code and line.startswith("JobId=")]
+
+
+def scontrol_fields(line: str) -> dict[str, str]:
+    pairs = (word.partition("=") for word in line.split() if "=" in word)
+    fields = {SCONTROL_FIELDS[key]: value for key, _, value in pairs if key in SCONTROL_FIELDS}
+    return {"ArrayJobID": fields.get("JobID", ""), "ArrayTaskID": "N/A"} | fields
+
+
+def from_sacct(jobs: Sequence[str]) -> list[QueuedJob]:
+    """From accounting, whose last line for a job is its last run."""
+    code, out, _ = call(["sacct", "-X", "-n", "-P", "-j", ",".join(jobs), "-o", ",".join(SACCT_FIELDS)])
+    read = [read_accounted(dict(zip(SACCT_FIELDS, line.split("|"), strict=False))) for line in out.splitlines()]
+    return [] if code else list({job.id: job for job in read}.values())
+
+
+def read_job(fields: Mapping[str, str]) -> QueuedJob:
+    """From squeue or scontrol, where a job outside of an array is its own array, with no element."""
+    element, reason = fields["ArrayTaskID"], fields["Reason"]
+    return QueuedJob(
+        array=fields["ArrayJobID"],
+        element="" if element == "N/A" else element,
+        state=fields["State"],
+        reason="" if reason == "None" else reason,
+        restarts=int(fields["RestartCnt"]),
+        exit_code=shell_code(fields["exit_code"]) if fields["State"] not in LIVE else None,
+        name=fields["Name"],
+        number=fields["JobID"],
+    )
+
+
+def read_accounted(fields: Mapping[str, str]) -> QueuedJob:
+    array, _, element = fields["JobID"].partition("_")
+    state = fields["State"].split()[0] if fields["State"] else ""  # CANCELLED by 1000
+    code = shell_code(fields["ExitCode"]) if state not in LIVE else None
+    return QueuedJob(array, element, state, "", None, code, fields["JobName"], fields["JobID"])
+
+
+def shell_code(told: str) -> int:
+    """Slurm's `7:0` and `0:15`, or squeue's raw wait status, as a shell's exit code."""
+    if ":" in told:
+        code, number = (int(part) for part in told.split(":"))
+        return 128 + number if number else code
+    status = int(told)
+    return 128 + (status & 127) if status & 127 else status >> 8
+
+
+def live(jobs: Iterable[QueuedJob]) -> list[QueuedJob]:
+    return [job for job in jobs if job.is_live]
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """End jobs or elements. Raises JobError if Slurm refuses."""
+    ask(["scancel", *ids])
+
+
+def summary(jobs: Sequence[QueuedJob]) -> str:
+    """`RUNNING`, or for an array `3 RUNNING, 5 PENDING`; pending ones with Slurm's reason."""
+    counts: dict[str, int] = {}
+    for job in jobs:
+        waits = job.state == "PENDING" and job.reason
+        text = f"{job.state} ({re.sub(r'[(),].*', '', job.reason).strip()})" if waits else job.state
+        counts[text] = counts.get(text, 0) + 1
+    if len(jobs) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{number} {text}" for text, number in counts.items())
+
+
+def restarts_of(jobs: Sequence[QueuedJob]) -> int | None:
+    """The most restarts among the elements; None where no source knew."""
+    return max((job.restarts for job in jobs if job.restarts is not None), default=None)
+
+
+def as_dict(job: QueuedJob) -> dict[str, Any]:
+    """For a script to read."""
+    return dataclasses.asdict(job) | {"id": job.id}

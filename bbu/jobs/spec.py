@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bbu.errors import JobError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kind of job asks of its site. partition, account, qos, constraint: as sbatch takes them, null to
+    leave out. Field by field:
+
+    exclusive: whole nodes, nobody else's jobs beside ours; gpus_per_node: one task is started per GPU, at least one
+    per node; gpu_type: `a100`, null for any; memory: `512G` per node, `8G per cpu`, `64G per gpu`, `all` the node
+    has (nodes may differ), null for the site's default; time_minutes: the wall-clock limit; nice: how far to stand
+    back behind other jobs, 0 to 10000.
+    """
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    exclusive: bool
+    gpus_per_node: int
+    gpu_type: str | None
+    cpus_per_task: int
+    memory: str | None
+    time_minutes: int
+    nice: int
 
 
 @dataclass(frozen=True)
@@ -13,32 +38,31 @@ class JobSpec:
     """One job, or one array of jobs that differ in their arguments alone.
 
     `commands` holds what follows `python`, once per array element: `(("-m", "bbu.train", "--config", "smoke"),)`.
-    Each element runs as `nodes` x `tasks_per_node` tasks. `memory_gb` is per node, None leaves it to Slurm;
-    `time_minutes` is the wall-clock limit; `max_requeues` caps how often the job goes back into the queue after a
-    stop with its state saved. `after` names jobs of the same submission (by `name`) that must end well before this
-    one begins. Raises JobError for a job that could never run.
+    Each element runs as `nodes` x `tasks_per_node` tasks. `max_requeues` caps how often the job goes back into the
+    queue after a stop with its state saved. `after` names jobs of the same submission (by `name`), and
+    `after_jobs` jobs in the queue (by Slurm's id), that must end before this one begins: well, or `after_any` how.
+    Raises JobError for a job that could never run.
     """
 
     name: str
     commands: tuple[tuple[str, ...], ...]
     nodes: int
     tasks_per_node: int
-    gpus_per_node: int
-    cpus_per_task: int
-    memory_gb: float | None
-    time_minutes: int
+    resources: Resources
     after: tuple[str, ...] = ()
+    after_jobs: tuple[str, ...] = ()
+    after_any: bool = False
     max_requeues: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.commands or not all(self.commands):
             raise JobError(f"job {self.name}: no command; state what follows `python`")
-        for name in ("nodes", "tasks_per_node", "cpus_per_task", "time_minutes"):
+        for name in ("nodes", "tasks_per_node"):
             if getattr(self, name) < 1:
                 raise JobError(f"job {self.name}: {name} is {getattr(self, name)}; it must be at least 1")
-        if self.gpus_per_node < 0:
-            raise JobError(f"job {self.name}: gpus_per_node is {self.gpus_per_node}; it must be 0 or more")
+        if self.resources.gpus_per_node < 0:
+            raise JobError(f"job {self.name}: gpus_per_node is {self.resources.gpus_per_node}; it must be 0 or more")
 
     @property
     def is_array(self) -> bool:
@@ -48,6 +72,11 @@ class JobSpec:
     def tasks(self) -> int:
         """The number of ranks of one element."""
         return self.nodes * self.tasks_per_node
+
+    def chunks(self, size: int) -> Iterator[JobSpec]:
+        """The same job in arrays of at most `size` elements."""
+        for start in range(0, len(self.commands), size):
+            yield dataclasses.replace(self, commands=self.commands[start : start + size])
 
 
 def in_order(specs: tuple[JobSpec, ...]) -> tuple[JobSpec, ...]:

@@ -17,10 +17,13 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bbu.config.domains import InfrastructureConfig
+from bbu.logs import duration
 from bbu.rundir import RunFolder, write_status
 from bbu.training.flops import Work
 
 logger = logging.getLogger(__name__)
+LEAST_STALE_S, STALE_INTERVALS = 60.0, 10
+"""A heartbeat counts as stale after so many of its intervals, but not before a minute: a step may be long."""
 
 
 class Throughput:
@@ -178,6 +181,7 @@ class StatusCallback(TrainerCallback):
             "heartbeat": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "stale_after_s": max(LEAST_STALE_S, STALE_INTERVALS * self._interval),
             **self._logs,
             **self._job,
         }
@@ -186,12 +190,3 @@ class StatusCallback(TrainerCallback):
             write_status(self._run, finite)
         except OSError as error:  # a heartbeat is not worth a run
             logger.warning("status.json could not be written: %s", error)
-
-
-def duration(seconds: float | None) -> str:
-    """3725 -> 1:02:05; an unknown one is a question mark."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

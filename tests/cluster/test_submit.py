@@ -19,12 +19,12 @@ from pathlib import Path
 from bbu.jobs.clusters import load_profile
 from bbu.jobs.executor import submit
 from bbu.jobs.spec import JobSpec
-specs = tuple(JobSpec(tasks_per_node=1, gpus_per_node=0, cpus_per_task=1, memory_gb=None, time_minutes=5,
-    max_requeues=3, name=s["name"], nodes=s["nodes"], commands=tuple(tuple(c) for c in s["commands"]),
+profile = load_profile("test")
+specs = tuple(JobSpec(tasks_per_node=1, resources=profile.train, max_requeues=3, name=s["name"], nodes=s["nodes"], commands=tuple(tuple(c) for c in s["commands"]),
     after=tuple(s["after"]))
     for s in json.loads(sys.argv[1]))
-done = submit(specs, load_profile("test"), Path.cwd(), lambda text: None)
-print(json.dumps([[each.job_id, str(each.logs)] for each in done]))
+done = submit(specs, profile, Path.cwd(), lambda text: None)
+print(json.dumps([[each.job_ids[0], str(each.folders[0])] for each in done]))
 """
 
 # Waits for a stop signal on the first start, as a trainer that saves does, and ends well on the second.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -12,11 +13,18 @@ import pytest
 
 from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile, load_profile
-from bbu.jobs.executor import dry_run, slurm_parameters, submit
-from bbu.jobs.spec import JobSpec
+from bbu.jobs.executor import dry_run, submit
+from bbu.jobs.launch import Submission
+from bbu.jobs.slurm import sbatch_options, slurm_parameters
+from bbu.jobs.spec import JobSpec, Resources
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = "import os; print(*(os.environ[n] for n in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')), flush=True)"
+
+NOTHING = Resources(
+    partition=None, account=None, qos=None, constraint=None, exclusive=False, gpus_per_node=0, gpu_type=None,
+    cpus_per_task=1, memory=None, time_minutes=1, nice=0,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -29,10 +37,8 @@ def profile(tmp_path: Path) -> ClusterProfile:
 
 
 def job(*programs: str, name: str = "work", nodes: int = 1, after: tuple[str, ...] = ()) -> JobSpec:
-    return JobSpec(
-        name=name, commands=tuple(("-c", program) for program in programs), nodes=nodes, tasks_per_node=1,
-        gpus_per_node=0, cpus_per_task=1, memory_gb=None, time_minutes=1, after=after,
-    )  # fmt: skip
+    commands = tuple(("-c", program) for program in programs)
+    return JobSpec(name=name, commands=commands, nodes=nodes, tasks_per_node=1, resources=NOTHING, after=after)
 
 
 def run(profile: ClusterProfile, *specs: JobSpec) -> tuple[list[tuple[str, int | None]], str]:
@@ -77,17 +83,62 @@ def test_when_one_rank_fails_the_others_are_ended(profile: ClusterProfile):
 
 def test_a_dry_run_touches_nothing(profile: ClusterProfile, tmp_path: Path):
     text = dry_run((job("pass"), job("pass", name="next", after=("work",))), profile, ROOT)
-    assert "next: 1 x 1 nodes x 1 tasks on local after work" in text
+    assert "### next: 1 tasks on this machine, after work" in text
     assert not (tmp_path / "jobs").exists()
 
 
+def told_to_slurm(**changes: object) -> dict:
+    """slurm_parameters of a job of two nodes that asks for `changes`, on the site of the example."""
+    asked = dataclasses.replace(load_profile("example").train, **changes)
+    return slurm_parameters(
+        dataclasses.replace(job("pass", nodes=2), resources=asked), load_profile("example"), ("7", "8")
+    )
+
+
 def test_slurm_is_told_what_profile_and_job_say():
-    profile = load_profile("example")
-    told = slurm_parameters(job("pass", nodes=2), profile, ("7", "8"))
+    told = told_to_slurm()
     assert (told["nodes"], told["partition"], told["account"]) == (2, "gpu", "my-project")
-    assert told["dependency"] == "afterok:7:8" and told["signal_delay_s"] == 120
-    assert "qos" not in told and "mem" not in told and "gpus_per_node" not in told
-    assert {"--cpus-per-task=1", "--kill-on-bad-exit=1"} <= set(told["srun_args"])
+    assert told["dependency"] == "afterok:7:8" and told["signal_delay_s"] == 120 and told["exclusive"] is True
+    assert "qos" not in told and "nice" not in told["additional_parameters"]
+    assert {"--cpus-per-task=8", "--kill-on-bad-exit=1"} <= set(told["srun_args"])
+
+
+@pytest.mark.parametrize(
+    ("memory", "option"),
+    [
+        ("512G", ("mem", "512G")),
+        ("all", ("mem", "0")),
+        ("8G per cpu", ("mem-per-cpu", "8G")),
+        ("64G per gpu", ("mem-per-gpu", "64G")),
+    ],
+)
+def test_memory_is_asked_for_per_node_cpu_or_gpu(memory: str, option: tuple[str, str]):
+    assert option in told_to_slurm(memory=memory)["additional_parameters"].items()
+
+
+def test_gpus_are_asked_for_per_node_by_either_name_and_never_per_task():
+    asked = dataclasses.replace(load_profile("example").train, gpu_type="a100")
+    assert sbatch_options(asked, "gpus-per-node").count("--gpus-per-node=a100:8") == 1
+    assert sbatch_options(asked, "gres").count("--gres=gpu:a100:8") == 1
+    assert not [option for option in sbatch_options(asked, "gres") if "per-task=a100" in option]
+
+
+def test_nobody_waits_for_a_job_to_end_well_who_does_not_mind():
+    spec = dataclasses.replace(job("pass"), after_any=True)
+    assert slurm_parameters(spec, load_profile("example"), ("7",))["dependency"] == "afterany:7"
+
+
+def test_an_array_too_big_for_the_site_becomes_several():
+    whole = job(*(f"print({n})" for n in range(45)))
+    assert [len(part.commands) for part in whole.chunks(20)] == [20, 20, 5]
+    assert [command for part in whole.chunks(20) for command in part.commands] == list(whole.commands)
+
+
+def test_an_element_is_found_in_its_part_of_a_cut_array(tmp_path: Path):
+    done = Submission("train", ("7", "8", "9"), (tmp_path, tmp_path, tmp_path), None, (20, 20, 1))
+    assert [(part.job_ids, element) for part, element in map(done.part, (0, 19, 20, 40))] == [
+        (("7",), 0), (("7",), 19), (("8",), 0), (("9",), None),
+    ]  # fmt: skip
 
 
 def test_a_slurm_profile_without_slurm_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -99,6 +150,16 @@ def test_a_slurm_profile_without_slurm_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_a_job_cannot_wait_for_one_that_does_not_come_before_it(profile: ClusterProfile):
     with pytest.raises(JobError, match="does not come before it"):
         run(profile, job("pass", after=("later",)))
+
+
+def test_all_elements_of_an_array_run_though_one_fails(profile: ClusterProfile, capfd: pytest.CaptureFixture[str]):
+    assert run(profile, job("raise SystemExit(4)", "print(1)"))[0] == [("work", 4)]
+    assert capfd.readouterr().out == "1\n"
+
+
+def test_a_job_that_does_not_mind_runs_after_a_failed_one(profile: ClusterProfile):
+    second = dataclasses.replace(job("pass", name="second", after=("first",)), after_any=True)
+    assert run(profile, job("raise SystemExit(4)", name="first"), second)[0] == [("first", 4), ("second", 0)]
 
 
 @pytest.mark.parametrize("change", [{"nodes": 0}, {"programs": ()}])

@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 
 from bbu.jobs.clusters import load_profile
+from bbu.jobs.plan import plan
 from bbu.jobs.spec import JobSpec
-from bbu.submit import main, parser, plan, run_config
+from bbu.submit import facts_of, main, parser, request_of, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def planned(*argv: str, cluster: str = "test") -> dict[str, JobSpec]:
-    arguments = parser().parse_args([*argv, "--config", "smoke"])
-    return {
-        job.name: job
-        for job in plan(arguments, load_profile(cluster, {"BBU_IMAGE": "/image.sif"}), run_config(arguments))
-    }
+def planned(*argv: str, cluster: str = "test", config: tuple[str, ...] = ("--config", "smoke")) -> dict[str, JobSpec]:
+    request = request_of(parser().parse_intermixed_args([*argv, *config]))
+    profile, run = load_profile(cluster, {"BBU_IMAGE": "/image.sif"}), run_config(request)
+    return {job.name: job for job in plan(request, profile, run, facts_of(request, profile, run))}
 
 
 def test_help_loads_neither_torch_nor_submitit():
@@ -43,7 +42,7 @@ def test_train_is_the_default():
 
 def test_there_is_one_task_per_gpu():
     job = planned("--gpus-per-node", "4")["train"]
-    assert (job.tasks_per_node, job.gpus_per_node) == (4, 4)
+    assert (job.tasks_per_node, job.resources.gpus_per_node) == (4, 4)
 
 
 def test_overrides_reach_every_stage():
@@ -57,9 +56,8 @@ def test_the_run_config_says_how_often_a_job_is_requeued():
 
 
 def test_the_sectioned_form_reaches_every_stage():
-    arguments = parser().parse_args(["pipeline", "--config", "base_flat_v2", "--use-new-config"])
-    jobs = plan(arguments, load_profile("local"), run_config(arguments))
-    assert all("--use-new-config" in command for job in jobs for command in job.commands)
+    jobs = planned("pipeline", config=("--config", "base_flat_v2", "--use-new-config"), cluster="local")
+    assert all("--use-new-config" in command for job in jobs.values() for command in job.commands)
 
 
 def test_the_pipeline_goes_from_photos_to_scores():

@@ -1,0 +1,134 @@
+"""How runs stand: by the trainer's own status file, then squeue, scontrol, and accounting where there is any."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bbu.jobs.queue import QueuedJob, jobs_of, restarts_of, summary
+from bbu.jobs.records import JobRecord, remembered
+from bbu.jobs.schedule import Schedule
+from bbu.jobs.tools import flat, ids_of, jobs_of_run
+from bbu.rundir import RunFolder, age_of, read_status
+
+BROKEN = "BROKEN"
+
+
+@dataclass(frozen=True)
+class JobView:
+    """One job of a run as it stands: `text` for people (`RUNNING`, `5 COMPLETED, 3 PENDING (Priority)`, `gone`)."""
+
+    name: str
+    ids: tuple[str, ...]
+    text: str
+    jobs: tuple[QueuedJob, ...]
+
+    @property
+    def is_live(self) -> bool:
+        return any(job.is_live for job in self.jobs)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as it stands. status: the trainer's own, empty before its first step; age: seconds since it was
+    written, by the filesystem's clock; schedules: `every 30 minutes by scrontab`, or BROKEN where no eval will come.
+    """
+
+    run: RunFolder
+    status: Mapping[str, Any]
+    age: float | None
+    jobs: tuple[JobView, ...]
+    schedules: tuple[str, ...]
+    restarts: int
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the trainer says that it trains, and has not said so for too long."""
+        training = self.status.get("phase") == "training"
+        return bool(training and self.age is not None and self.age > self.status.get("stale_after_s", 60.0))
+
+    @property
+    def training(self) -> JobView | None:
+        """The newest training job."""
+        return next((job for job in reversed(self.jobs) if job.name == "train"), None)
+
+    @property
+    def state(self) -> str:
+        """What it does, in a word or two: the phase of the trainer, and of its job what that does not say."""
+        phase, job = self.status.get("phase"), self.training
+        if job is None or not job.jobs:
+            return "lost: no job, no heartbeat" if self.is_stale else str(phase or "not begun")
+        if phase == "completed" and not job.is_live:
+            return "completed"
+        if job.is_live:
+            return f"{phase}, {job.text}" if phase in ("training", "preempted") else job.text
+        return f"{phase or 'not begun'}, {job.text}"
+
+
+def views_of(runs: Sequence[RunFolder]) -> list[RunView]:
+    """Look at runs; Slurm is asked once for all of them."""
+    records = {run.root: remembered(run) for run in runs}
+    known = jobs_of({job for run in runs for job in ids_of(run, records[run.root])})
+    return [view_of(run, records[run.root], known) for run in runs]
+
+
+def view_of(run: RunFolder, records: Sequence[JobRecord], known: dict[str, list[QueuedJob]]) -> RunView:
+    status = read_status(run) or {}
+    jobs = [job_view(record, known) for record in records if not record.is_schedule]
+    jobs += by_sbatch(status, jobs, known)
+    training = [job for view in jobs if view.name == "train" for job in view.jobs]
+    told = int(status.get("SLURM_RESTART_COUNT") or 0)
+    return RunView(
+        run=run,
+        status=status,
+        age=age(run) if status else None,
+        jobs=tuple(jobs),
+        schedules=tuple(schedule_text(record, known) for record in records if record.is_schedule),
+        restarts=max(told, restarts_of(training) or 0),
+    )
+
+
+def job_view(record: JobRecord, known: dict[str, list[QueuedJob]]) -> JobView:
+    """A job that ended badly says how; one that ran here has no state of Slurm's."""
+    jobs = jobs_of_run(record, known)
+    if not record.ids:
+        return JobView(record.name, (), "ran here", ())
+    text = summary(jobs) if jobs else "gone"
+    codes = sorted({job.exit_code for job in jobs if job.exit_code})
+    text += f", exit code {', '.join(map(str, codes))}" if codes else ""
+    return JobView(record.name, record.ids, text, tuple(jobs))
+
+
+def by_sbatch(status: Mapping[str, Any], views: Sequence[JobView], known: dict[str, list[QueuedJob]]) -> list[JobView]:
+    """The job that trains a run and was not submitted by bbu.submit; the status file names it."""
+    number = status.get("SLURM_JOB_ID")
+    if number is None or any(job.number == number for view in views for job in view.jobs):
+        return []
+    found = [job for job in flat(known) if job.number == number]
+    return [JobView("train", (number,), summary(found), tuple(found))] if found else []
+
+
+def schedule_text(record: JobRecord, known: dict[str, list[QueuedJob]]) -> str:
+    """How evals come again, and whether they really do."""
+    schedule = Schedule.read(record.argv)
+    text = f"every {schedule.minutes} minutes by {schedule.mode}"
+    if not schedule.folder.is_dir():
+        return f"{text}: {BROKEN}, {schedule.folder} is gone"
+    if ended := schedule.ended():
+        return f"{text}: {BROKEN}, {ended}" if ended.startswith("failed") else f"{text}: {ended}"
+    jobs = [job for key in schedule.job_keys() for job in known.get(key, [])]
+    waiting = [job for job in jobs if job.is_live]
+    if not waiting:
+        return f"{text}: {BROKEN}, no job is waiting; submit it again"
+    bad = [job for job in jobs if job.exit_code]
+    return f"{text}, next: {summary(waiting)}" + (f"; the last one failed with {bad[-1].exit_code}" if bad else "")
+
+
+def age(run: RunFolder) -> float:
+    """Seconds since the status was written; by our own clock where we may not write into the folder."""
+    if os.access(run.root, os.W_OK):
+        return max(0.0, age_of(run.status))
+    return max(0.0, time.time() - run.status.stat().st_mtime)
