@@ -12,11 +12,23 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 APPTAINER = """#!/bin/bash
+case $1 in
+    key) cat "$COUNT.keys" 2>/dev/null; exit ;;
+    --quiet) echo "signed by $4" >>"${@: -1}"; exit ;;
+esac
 echo build >>"$COUNT"
 sleep 0.3
 target=${@: -2:1}
 echo "image of $(md5sum <"${@: -1}")" >"$target"
 [ ! -e "$COUNT.fail" ]
+"""
+KEYS = """Private key listing (/home/x/.apptainer/keys/pgp-secret):
+
+0)  User:              One () <one@example.org>
+    Fingerprint:       454DF05577AF11401D5AE5C3FE74A29ECA3001DB
+
+1)  User:              Other () <other@example.org>
+    Fingerprint:       137DBD9901E99F4426B71222322585426B2298FC
 """
 
 
@@ -36,13 +48,23 @@ class Bench:
         env = {"PATH": f"{self.stub}:/usr/bin:/bin", "PYTHON": "true", "COUNT": str(self.count)}
         env |= {"BBU_IMAGE_CACHE": str(self.cache), "HOME": "/nonexistent"}
         command = [str(self.tree / "containers" / "build.sh"), *arguments]
-        return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=env, cwd=self.tree, text=True, stdout=pipe, stderr=pipe)
 
     def build(self, *arguments: str) -> Path:
         process = self.start(*arguments)
         out, err = process.communicate()
         assert process.returncode == 0, err
         return Path(out.strip())
+
+    def refused(self, *arguments: str) -> str:
+        process = self.start(*arguments)
+        err = process.communicate()[1]
+        assert process.returncode == 1 and err.count("\n") == 1, err
+        return err
+
+    def keys(self, number: int) -> None:
+        Path(f"{self.count}.keys").write_text(KEYS if number == 2 else KEYS[: KEYS.index("\n1)")])
 
     @property
     def builds(self) -> int:
@@ -93,14 +115,58 @@ def test_an_image_is_whole_before_it_has_its_name(bench: Bench) -> None:
     assert bench.build("cpu").is_file()
 
 
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def test_the_images_own_hash_lies_beside_it(bench: Bench, tmp_path: Path) -> None:
     image = bench.build("cpu", "--out", str(tmp_path / "mine.sif"))
     assert image == tmp_path / "mine.sif"
-    digest, name = Path(f"{image}.sha256").read_text().split()
-    assert (digest, name) == (hashlib.sha256(image.read_bytes()).hexdigest(), "mine.sif")
+    assert Path(f"{image}.sha256").read_text().split() == [sha256(image), "mine.sif"]
 
 
-def test_an_unknown_image_is_refused_with_the_usage(bench: Bench) -> None:
-    process = bench.start("tpu")
+def test_the_line_that_pins_the_image_is_told(bench: Bench) -> None:
+    out, err = bench.start("cpu").communicate()
+    assert err.splitlines()[-1].endswith(f"profile: image_sha256: {sha256(Path(out.strip()))}")
+
+
+def test_a_copy_goes_where_the_caller_stands_also_right_after_a_build(bench: Bench) -> None:
+    assert bench.build("cpu", "--out", "containers/mine.sif") == Path("containers/mine.sif")
+    assert (bench.tree / "containers" / "mine.sif").is_file()
+
+
+def test_a_damaged_image_is_not_handed_out(bench: Bench) -> None:
+    image = bench.build("cpu")
+    image.write_text("half")
+    assert f"{image} is damaged" in bench.refused("cpu", "--out", "mine.sif")
+    assert list(bench.tree.glob("mine.sif*")) == []
+
+
+def test_a_signed_copy_has_the_hash_of_what_was_signed(bench: Bench) -> None:
+    bench.keys(1)
+    image = bench.tree / bench.build("cpu", "--out", "mine.sif", "--sign")
+    assert image.read_text().endswith("signed by 0\n")
+    assert Path(f"{image}.sha256").read_text().split()[0] == sha256(image)
+    assert "signed" not in bench.build("cpu").read_text()
+
+
+def test_the_key_to_sign_with_can_be_named(bench: Bench) -> None:
+    bench.keys(2)
+    image = bench.build("cpu", "--sign", "137dbd9901e99f4426b71222322585426b2298fc", "--out", "mine.sif")
+    assert (bench.tree / image).read_text().endswith("signed by 1\n")
+
+
+def test_signing_that_cannot_be_is_refused_before_the_build(bench: Bench) -> None:
+    assert "--sign needs --out" in bench.refused("cpu", "--sign")
+    assert "apptainer key newpair" in bench.refused("cpu", "--sign", "--out", "mine.sif")
+    bench.keys(2)
+    assert "several keys; name one" in bench.refused("cpu", "--out", "mine.sif", "--sign")
+    assert "you have no key ABC; those you have: 454D" in bench.refused("cpu", "--out", "mine.sif", "--sign", "ABC")
+    assert bench.builds == 0
+
+
+@pytest.mark.parametrize("arguments", [["tpu"], ["cpu", "--out"], ["cpu", "--out", ""], ["cpu", "mine.sif"]])
+def test_an_unknown_image_or_argument_is_refused_with_the_usage(bench: Bench, arguments: list[str]) -> None:
+    process = bench.start(*arguments)
     assert "build.sh cpu|cuda" in process.communicate()[1]
     assert process.returncode == 2

@@ -1,6 +1,7 @@
 """The images' sources agree with each other and with pyproject.toml, and pin everything they take.
 
-The CUDA image cannot be built without an image registry; this is what can be said about it without one.
+The CUDA image cannot be built without an image registry; this is what can be said about it without one. That
+Apptainer can read it is tested in tests/cluster/test_container.py.
 """
 
 from __future__ import annotations
@@ -15,16 +16,43 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 CONTAINERS = REPO / "containers"
 DEFINITIONS = ["bbu.def", "bbu-cpu.def"]
-BASE = (
-    "nvidia/cuda:13.0.0-cudnn-devel-ubuntu24.04@sha256:c2621d98e7de80c2aec5eb8403b19c67454c8f5b0c929e8588fd3563c9b6558d"
-)
+SCRIPTS = {"setup", "post", "environment", "runscript", "test"}
+BASES = [
+    "nvidia/cuda:13.0.0-cudnn-devel-ubuntu24.04@sha256:c2621d98e7de80c2aec5eb8403b19c67454c8f5b0c929e8588fd3563c9b6558d",
+    "nvidia/cuda:13.0.0-runtime-ubuntu24.04@sha256:95318efecfd68ab3d109da5277863257b06137c84f34a87f38de970d5cd035d3",
+]
+
+Stage = dict[str, str]
 
 
-def sections(definition: str) -> dict[str, str]:
-    """The header (under the empty name) and every %section of a definition file."""
-    parts = re.split(r"^%(\w+)\n", (CONTAINERS / definition).read_text(), flags=re.MULTILINE)
-    assert len(set(parts[1::2])) == len(parts[1::2]), f"a section twice in {definition}"
+def stages(definition: str) -> list[Stage]:
+    """Every stage of a definition file: its header (under the empty name) and its sections, in order."""
+    text = (CONTAINERS / definition).read_text()
+    return [sections(part) for part in re.split(r"^(?=Bootstrap:)", text, flags=re.MULTILINE) if part.strip()]
+
+
+def sections(stage: str) -> Stage:
+    parts = re.split(r"^%(\w+(?: from \w+)?)\n", stage, flags=re.MULTILINE)
+    assert len(set(parts[1::2])) == len(parts[1::2]), f"a section twice in {stage}"
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def every_stage() -> list[tuple[str, Stage]]:
+    return [(definition, stage) for definition in DEFINITIONS for stage in stages(definition)]
+
+
+def name(stage: Stage) -> str:
+    found = re.search(r"^Stage: (\w+)$", stage[""], flags=re.MULTILINE)
+    return found[1] if found else ""
+
+
+def arguments(stage: Stage) -> dict[str, str]:
+    return dict(re.findall(r"^\s+(\w+)=(.*)$", stage.get("arguments", ""), flags=re.MULTILINE))
+
+
+def transfers(section: str) -> list[str]:
+    """What a %files section takes, without where it goes."""
+    return [line.split()[0] for line in section.splitlines() if line.strip()]
 
 
 def pins(file: str) -> dict[str, str]:
@@ -44,42 +72,78 @@ def project_pins() -> dict[str, str]:
     return {normal(match[1]): match[2] for match in found if match}
 
 
-@pytest.mark.parametrize("definition", DEFINITIONS)
-@pytest.mark.parametrize("section", ["post", "environment", "runscript", "test"])
-def test_every_script_section_is_valid_bash(definition: str, section: str) -> None:
-    script = sections(definition)[section]
-    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
-    assert checked.returncode == 0, checked.stderr
+def test_every_script_section_is_valid_bash() -> None:
+    for definition, stage in every_stage():
+        for section in SCRIPTS & stage.keys():
+            checked = subprocess.run(["bash", "-n"], input=stage[section], text=True, capture_output=True)
+            assert checked.returncode == 0, (definition, name(stage), section, checked.stderr)
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
 def test_every_image_says_what_it_is_and_tests_itself(definition: str) -> None:
-    found = sections(definition)
+    found = stages(definition)[-1]
     assert found.keys() >= {"files", "post", "environment", "runscript", "test", "labels", "help"}
     assert "bbu.key {{ KEY }}" in found["labels"]
     assert "selftest.py" in found["test"]
 
 
-@pytest.mark.parametrize("definition", DEFINITIONS)
-def test_every_build_argument_is_declared(definition: str) -> None:
-    text = (CONTAINERS / definition).read_text()
-    declared = re.findall(r"^\s+(\w+)=", sections(definition)["arguments"], flags=re.MULTILINE)
-    assert set(re.findall(r"\{\{ (\w+) \}\}", text)) == set(declared)
+def test_every_stage_declares_the_arguments_it_uses_and_no_others() -> None:
+    for definition, stage in every_stage():
+        used = re.findall(r"\{\{ (\w+) \}\}", "".join(stage.values()))
+        assert set(used) == set(arguments(stage)), (definition, name(stage))
 
 
-@pytest.mark.parametrize("definition", DEFINITIONS)
-def test_files_that_an_image_takes_exist(definition: str) -> None:
-    taken = [line.split()[0] for line in sections(definition)["files"].splitlines() if line.strip()]
-    assert [name for name in taken if not (CONTAINERS / name).exists()] == []
+def test_apptainer_puts_no_argument_into_a_line_after_a_hash_sign() -> None:
+    for definition in DEFINITIONS:
+        assert not re.search(r"#.*\{\{", (CONTAINERS / definition).read_text()), definition
 
 
-def test_the_gpu_image_starts_from_a_pinned_base() -> None:
-    assert f"Bootstrap: docker\nFrom: {BASE}\n" in sections("bbu.def")[""]
+def test_an_argument_of_two_stages_has_one_value() -> None:
+    build, final = map(arguments, stages("bbu.def"))
+    shared = build.keys() & final.keys()
+    assert shared and {key: build[key] for key in shared} == {key: final[key] for key in shared}
+
+
+def test_the_script_passes_only_arguments_that_an_image_has() -> None:
+    """Apptainer refuses others, after the download of the base."""
+    passed = set(re.findall(r"--build-arg (\w+)=", (CONTAINERS / "build.sh").read_text()))
+    assert passed and passed <= {key for _, stage in every_stage() for key in arguments(stage)}
+
+
+def test_files_that_an_image_takes_exist() -> None:
+    taken = [file for _, stage in every_stage() for file in transfers(stage.get("files", ""))]
+    assert [file for file in taken if not (CONTAINERS / file).exists()] == []
+
+
+def test_a_stage_takes_from_an_earlier_one_what_that_one_has_made() -> None:
+    build, final = stages("bbu.def")
+    assert [section for section in final if " from " in section] == [f"files from {name(build)}"]
+    made = build["post"] + build["files"]
+    assert all(f" {folder}" in made for folder in transfers(final["files from build"]))
+    assert "/opt/venv" in transfers(final["files from build"])
+
+
+def test_the_gpu_image_starts_from_pinned_bases() -> None:
+    found = [stage[""].splitlines()[:3] for stage in stages("bbu.def")]
+    assert found == [
+        ["Bootstrap: docker", f"From: {base}", f"Stage: {stage}"]
+        for base, stage in zip(BASES, ("build", "final"), strict=True)
+    ]
 
 
 def test_the_gpu_image_installs_by_hash_only() -> None:
-    installs = re.findall(r"pip install (.*)", sections("bbu.def")["post"])
+    build, final = stages("bbu.def")
+    installs = re.findall(r"pip install (.*)", build["post"])
     assert installs and all("--require-hashes" in line and "--no-deps" in line for line in installs)
+    assert "pip install" not in final["post"]
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_the_help_names_programs_that_there_are(definition: str) -> None:
+    told = stages(definition)[-1]["help"]
+    modules = re.findall(r"python -m bbu\.(\w+)", told)
+    assert modules and [module for module in modules if not (REPO / "bbu" / f"{module}.py").exists()] == []
+    assert "slurm/container.sh" in told and "apptainer exec" in told
 
 
 @pytest.mark.parametrize("file", ["requirements.lock", "requirements-source.txt"])
