@@ -1,8 +1,13 @@
-"""slurm/container.sh under real Slurm, in the real image: codes, environment, and the stop signals."""
+"""slurm/container.sh under real Slurm, in the real image: codes, environment, what is run, and the stop signals.
+
+What it refuses and how it counts stands in tests/containers/test_entry.py.
+"""
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +25,17 @@ def home(cluster: Cluster) -> Path:
 @pytest.fixture
 def env(cluster: Cluster, home: Path) -> dict[str, str]:
     return {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(home)}
+
+
+@pytest.fixture
+def folder(cluster: Cluster) -> Path:
+    """An empty folder of the user's, seen by all nodes."""
+    return Path(cluster.run(["mktemp", "-d", "-p", cluster.shared]).stdout.strip())
+
+
+@pytest.fixture(scope="module")
+def pin(cluster: Cluster) -> str:
+    return Path(f"{cluster.image}.sha256").read_text().split()[0]
 
 
 def enter(home: Path, command: str) -> str:
@@ -53,6 +69,70 @@ def test_extra_folders_are_bound(cluster: Cluster, home: Path, env: dict) -> Non
     assert told.stdout == "file\n"
 
 
+def test_the_pinned_image_is_hashed_once_for_all_ranks_and_starts(
+    cluster: Cluster, home: Path, env: dict, folder: Path, pin: str
+) -> None:
+    env = env | {"BBU_IMAGE_SHA256": pin, "TMPDIR": str(folder)}
+    seen = set()
+    for _ in range(2):
+        told = cluster.run(enter(home, "bash -c 'echo $BBU_IMAGE_DIGEST'"), env=env)
+        assert told.stdout.split() == [pin, pin]
+        seen |= {(note.name, note.stat().st_mtime_ns) for note in folder.glob("bbu-verified.*/*-*")}
+    assert len(seen) == 1
+
+
+def test_another_image_than_the_pinned_one_runs_nothing(
+    cluster: Cluster, home: Path, env: dict, folder: Path, pin: str
+) -> None:
+    env = env | {"BBU_IMAGE_SHA256": pin[::-1], "TMPDIR": str(folder)}
+    done = cluster.run(enter(home, f"touch {folder}/ran"), env=env, check=False)
+    assert done.returncode == 127 and pin in done.stderr and pin[::-1] in done.stderr
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("signal", ["USR2", "TERM"])
+def test_a_stop_while_the_image_is_hashed_asks_to_be_run_again(
+    cluster: Cluster, home: Path, env: dict, folder: Path, pin: str, signal: str
+) -> None:
+    slow = f"cat >{folder}/sha256sum && chmod +x {folder}/sha256sum <<<'' && touch {folder}/file"
+    cluster.run(f"printf '#!/bin/sh\nexec sleep 60\n' | ({slow})")
+    line = f"PATH={folder}:$PATH {enter(home, 'true')}; echo code $?"
+    env = env | {"BBU_IMAGE_SHA256": pin, "TMPDIR": str(folder)}
+    job = cluster.sbatch("-N2", "--wrap", line, cwd=folder, env=env)
+    wait_until(lambda: list(folder.glob("bbu-verified.*/*.new")), cluster, job)
+    cluster.run(["scancel", f"--signal={signal}", f"{job}.0"])
+    cluster.wait(job)
+    output = cluster.job_output(job)
+    assert output.count(f"{signal} came before the command began") == 2 and "code 75" in output, output
+
+
+def test_the_checkouts_code_runs_or_the_images(cluster: Cluster, home: Path, env: dict, folder: Path) -> None:
+    cluster.run(f"cp -r {home}/bbu {home}/configs {folder} && echo 0123abc >{folder}/REVISION")
+    line = f"{home}/slurm/container.sh python -c 'import bbu, os; print(bbu.__file__, os.environ[\"BBU_COMMIT\"])'"
+    carried = {"BBU_BINDS": f"{folder}:/opt/bbu/src"}
+    assert cluster.run(line, cwd=home, env=env | carried).stdout == f"{home}/bbu/__init__.py \n"
+    image = cluster.run(line, cwd=home, env=env | carried | {"BBU_CODE": "image"})
+    assert image.stdout == "/opt/bbu/src/bbu/__init__.py 0123abc\n"
+    module = line[: line.index("-c")] + "-m bbu.train --config smoke --validate-only"
+    assert "/opt/bbu/src/" in cluster.run(module, cwd=home, env=env | carried | {"BBU_CODE": "image"}).stdout
+
+
+def test_an_image_without_code_cannot_run_its_own(cluster: Cluster, home: Path, env: dict) -> None:
+    done = cluster.run(f"{home}/slurm/container.sh true", cwd=home, env=env | {"BBU_CODE": "image"}, check=False)
+    assert done.returncode == 127 and "the image holds no code" in done.stderr
+
+
+def test_scratch_is_the_inner_tmpdir_and_goes_with_the_task(
+    cluster: Cluster, home: Path, env: dict, folder: Path
+) -> None:
+    line = "python -c 'import tempfile; print(tempfile.mkdtemp()); raise SystemExit(3)'"
+    done = cluster.run(enter(home, line), env=env | {"BBU_SCRATCH": str(folder)}, check=False)
+    assert done.returncode == 3
+    assert len({Path(path).parent for path in done.stdout.split()}) == 2
+    assert all(path.startswith(f"{folder}/bbu-scratch.") for path in done.stdout.split())
+    assert list(folder.iterdir()) == []
+
+
 def mounted() -> set[str]:
     """Our own mounts of images; a job that another test had killed may have left one."""
     lines = Path("/proc/mounts").read_text().splitlines()
@@ -74,6 +154,65 @@ def test_a_dead_mount_of_a_killed_job_is_swept_up_by_the_next(cluster: Cluster, 
     assert mounted() <= before
 
 
+LEFT_BEHIND = """
+{enter} python -c '
+import pathlib, time
+print("up", flush=True)
+while not pathlib.Path("{folder}/go").exists(): time.sleep(0.05)
+import torch, transformers
+print("read", torch.ones(3).sum().item(), flush=True)
+' >{folder}/out & owner=$!
+until grep -q up {folder}/out; do sleep 0.05; done
+{enter} true; grep -c {folder}/bbu-image /proc/mounts
+kill -KILL $owner
+{enter} true; grep -c {folder}/bbu-image /proc/mounts
+pgrep -ax squashfuse_ll | grep -c {folder}
+touch {folder}/go; until grep -q read {folder}/out; do sleep 0.05; done
+timeout 20 bash -c 'while pgrep -ax squashfuse_ll | grep -q {folder}; do sleep 0.1; done'
+pgrep -ax squashfuse_ll | grep -c {folder}
+ls -d {folder}/bbu-image* 2>/dev/null
+true"""
+
+
+def test_a_killed_ones_mount_is_swept_up_by_the_next_but_a_living_ones_is_not(
+    cluster: Cluster, home: Path, env: dict, folder: Path
+) -> None:
+    script = LEFT_BEHIND.format(enter=f"{home}/slurm/container.sh", folder=folder)
+    told = cluster.run(script, env=env | {"TMPDIR": str(folder)}).stdout.split()
+    # mounted while it lives; unmounted once its owner is killed; served while the program still reads; ended
+    assert told == ["1", "0", "1", "0"]
+    assert "read 3.0" in (folder / "out").read_text()
+
+
+def test_the_help_of_the_image_can_be_followed(cluster: Cluster, home: Path) -> None:
+    told = cluster.run(["apptainer", "run-help", cluster.image]).stdout
+    command = re.search(r"^ +(apptainer exec (?:.*\\\n)*.*)", told, flags=re.MULTILINE)
+    assert command and "python -m bbu.train --config smoke" in command[1]
+    cluster.run(["ln", "-s", cluster.image, home / "containers" / "bbu-cpu.sif"])
+    for line in (command[1], command[1].replace("exec", "exec --nv")):
+        assert "smoke.yaml: valid" in cluster.run(f"{line} --validate-only", cwd=home).stdout
+
+
+def test_a_signed_copy_can_be_verified(cluster: Cluster, home: Path, folder: Path) -> None:
+    user = {"HOME": str(folder)}
+    key = "--name Test --email test@example.org --comment none --password '' --push=false --bit-length 2048"
+    cluster.run(f"apptainer key newpair {key}", env=user)
+    cluster.run([home / "containers" / "build.sh", "cpu", "--out", "signed.sif", "--sign"], cwd=folder, env=user)
+    cluster.run("apptainer verify --local signed.sif && sha256sum --check signed.sif.sha256", cwd=folder, env=user)
+    (folder / "signed.sif").unlink()
+
+
+def test_apptainer_can_read_the_definition_of_the_gpu_image(cluster: Cluster, home: Path, folder: Path) -> None:
+    """As far as the download of its base, which is made to fail: stages, sections and arguments are in order."""
+    text = (home / "containers" / "bbu.def").read_text()
+    text = re.sub(r"^Bootstrap: docker\nFrom: .*", "Bootstrap: localimage\nFrom: /no/base", text, flags=re.MULTILINE)
+    (home / "containers" / "local.def").write_text(text)
+    arguments = [f"--build-arg={name}=x" for name in ("KEY", "JOBS", "REVISION")]
+    command = ["apptainer", "build", "--fakeroot", *arguments, folder / "image.sif", "local.def"]
+    done = cluster.run(command, cwd=home / "containers", check=False)
+    assert "failed to retrieve path for /no/base" in done.stderr, done.stderr
+
+
 def survivors(cluster: Cluster, home: Path, env: dict, signal: str) -> str:
     """Start a program on both nodes that catches stop signals, send one to the step; the job's output."""
     line = enter(home, f"python {home}/tests/cluster/programs/survivor.py")
@@ -85,8 +224,12 @@ def survivors(cluster: Cluster, home: Path, env: dict, signal: str) -> str:
 
 
 def wait_for_output(cluster: Cluster, job: str, text: str, times: int) -> None:
+    wait_until(lambda: cluster.job_output(job).count(text) >= times, cluster, job)
+
+
+def wait_until(condition: Callable[[], object], cluster: Cluster, job: str) -> None:
     deadline = time.monotonic() + 60
-    while cluster.job_output(job).count(text) < times:
+    while not condition():
         assert time.monotonic() < deadline, cluster.describe(job)
         time.sleep(0.3)
 
