@@ -137,11 +137,11 @@ def score(folder: Path, arguments: argparse.Namespace) -> None:
     set_up_logging(config.infrastructure.log_level, config.infrastructure.log_verbose)
     photos = Photos(folder, config, arguments.teachers)
     for source in (arguments.source,) if arguments.source else sources_of(folder):
-        score_source(photos, source)
+        score_source(photos, source, brief=arguments.checkpoint is None)
 
 
-def score_source(photos: Photos, source: str) -> None:
-    """Score one way of asking, unless another worker is at it, and print the report."""
+def score_source(photos: Photos, source: str, brief: bool) -> None:
+    """Score one way of asking, unless another worker is at it, and print the report; a known one in a line if brief."""
     config, run = photos.config, RunFolder(photos.folder.parent)
     infra = config.infrastructure
     work = plan(run, photos, source)
@@ -151,6 +151,9 @@ def score_source(photos: Photos, source: str) -> None:
     result = run_evaluation(work, ledger, owner, config.training, partial(photos.predictions, source=source))
     if result is None:
         print(f"{photos.folder.name}: another worker is scoring its {source}")
+        return
+    if brief and not fresh:
+        print(f"{photos.folder.name}: {source} is scored already, {work.folder / METRICS}")
         return
     if fresh and infra.tensorboard:
         write_scalars(run, source, result)

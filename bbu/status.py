@@ -15,7 +15,7 @@ from tabulate import tabulate
 from bbu.config.load import read_yaml
 from bbu.errors import CheckpointError, run_entry
 from bbu.evaluation.scores import Score, best_scores, latest_scores
-from bbu.jobs.overview import BROKEN, RunView, views_of
+from bbu.jobs.overview import RunView, views_of
 from bbu.jobs.queue import as_dict
 from bbu.jobs.tools import known_run
 from bbu.logs import duration
@@ -93,15 +93,8 @@ def as_row(view: RunView) -> dict[str, str]:
         "checkpoint": "-" if checkpoint is None else str(checkpoint),
         "F1": ", ".join(f"{score.source} {score.f1:.3f}" for score in latest_scores(view.run)) or "-",
         "requeues": str(view.restarts),
-        "evals": evals_of(view),
+        "evals": view.evals or "-",
     }  # fmt: skip
-
-
-def evals_of(view: RunView) -> str:
-    """Whether evals come by themselves."""
-    if any(BROKEN in text for text in view.schedules):
-        return BROKEN
-    return "scheduled" if view.schedules else "-"
 
 
 def number(value: Any) -> str:
@@ -122,7 +115,7 @@ def details(view: RunView) -> str:
     """A single run's jobs, schedules and scores."""
     lines = [f"{view.run.root}"]
     lines += [f"  {job.name} {', '.join(job.ids) or '-'}: {job.text}" for job in view.jobs]
-    lines += [f"  evals {text}" for text in view.schedules]
+    lines += [f"  evals {schedule.text} ({schedule.state})" for schedule in view.schedules]
     lines += [f"  {score}" for score in latest_scores(view.run)]
     return "\n".join(lines)
 
@@ -142,7 +135,7 @@ def as_json(view: RunView) -> dict[str, Any]:
             {"name": job.name, "ids": list(job.ids), "state": job.text, "elements": [as_dict(one) for one in job.jobs]}
             for job in view.jobs
         ],
-        "schedules": list(view.schedules),
+        "schedules": [vars(schedule) for schedule in view.schedules],
     }
 
 

@@ -20,7 +20,7 @@ from bbu.jobs import schedule
 from bbu.jobs.clusters import ClusterProfile, load_profile
 from bbu.jobs.executor import dry_run, submit
 from bbu.jobs.launch import Submission
-from bbu.jobs.plan import Facts, Request, plan, run_folder, sweep_folder, sweep_folders, sweep_requests
+from bbu.jobs.plan import PER_POINT, Facts, Request, plan, run_folder, sweep_folder, sweep_folders, sweep_requests
 from bbu.jobs.records import SCHEDULE, record_of, remember
 from bbu.jobs.spec import JobSpec
 from bbu.jobs.sweep import grid
@@ -143,7 +143,7 @@ def keep(done: Submission, request: Request, config: DirectConfig) -> None:
         return
     each = sweep_requests(request, config)
     for index, (run, one) in enumerate(zip(sweep_folders(request, config), each, strict=True)):
-        part, element = done.part(index) if sum(done.sizes) > 1 else (done, None)
+        part, element = done.part(index) if done.name in PER_POINT else (done, None)
         remember(run, [record_of(part, request.cluster, one.again(), element)])
 
 

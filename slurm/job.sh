@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What the sbatch templates share; sourced by them on the batch host, where Slurm's tools are. Needs bash alone.
+# What the sbatch templates and their tasks share; sourced on the nodes, where Slurm's tools are. Needs bash alone.
 #
 #   BBU_HOME          the checkout (default: the folder sbatch was called in)
-#   BBU_MAX_RESTARTS  how often a job that stopped with its state saved is put back into the queue (20)
-# and those of container.sh: BBU_IMAGE, BBU_BINDS, BBU_SHIELD, BBU_NV.
+#   BBU_MAX_RESTARTS  how often a job that stopped with its state saved is put back into the queue (20; none: never)
+# and those of container.sh: BBU_IMAGE, BBU_IMAGE_SHA256, BBU_CODE, BBU_BINDS, BBU_SCRATCH, BBU_SHIELD, BBU_NV.
 
 export BBU_HOME=${BBU_HOME:-$SLURM_SUBMIT_DIR}
 
@@ -19,20 +19,23 @@ run_tasks() {
         bash "$BBU_HOME/slurm/task.sh" "$@"
 }
 
-# finish CODE: end the batch script with the code; 75 means that state is saved: put the job back, under a cap.
-finish() {
+# requeue: put this job back into the queue, under a cap. Called by rank 0, whose state is saved.
+requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0} most=${BBU_MAX_RESTARTS:-20} job state
-    [ "$1" = 75 ] || exit "$1"
+    [ "$most" != none ] || return 1
     job=$(own_id)
     if [ "$restarts" -ge "$most" ]; then
         echo "bbu: restarted $restarts times, the most allowed (BBU_MAX_RESTARTS); not requeued" >&2
-    # a job that is cancelled gets the same TERM as one that is preempted, and must not come back
-    elif state=$(squeue -h -j "$job" -o %T) && [ "$state" != RUNNING ]; then
-        echo "bbu: job $job is ${state:-gone}: Slurm is ending it, so it is not requeued from here" >&2
-    elif scontrol requeue "$job"; then
-        echo "bbu: job $job saved its state and is requeued (restart $((restarts + 1)) of $most)" >&2
+        return 1
     fi
-    exit 75
+    # a job that is cancelled gets the same TERM as one that is preempted, and must not come back
+    state=$(squeue -h -j "$job" -o %T) || state=RUNNING
+    case $state in
+        RUNNING | SIGNALING) ;;
+        *) echo "bbu: job $job is ${state:-gone}: Slurm is ending it, so it is not requeued from here" >&2; return 1 ;;
+    esac
+    scontrol requeue "$job" || return 1
+    echo "bbu: job $job saved its state and is requeued (restart $((restarts + 1)) of $most)" >&2
 }
 
 # own_id: as bbu/jobs/queue.py. The last element of an array to start has the array's number for its own, and

@@ -10,11 +10,11 @@ from typing import Any
 
 from bbu.jobs.queue import QueuedJob, jobs_of, restarts_of, summary
 from bbu.jobs.records import JobRecord, remembered
-from bbu.jobs.schedule import Schedule
+from bbu.jobs.schedule import FAILED, Schedule
 from bbu.jobs.tools import flat, ids_of, jobs_of_run
 from bbu.rundir import RunFolder, age_of, read_status
 
-BROKEN = "BROKEN"
+SCHEDULED, ENDED, BROKEN = "scheduled", "ended", "BROKEN"
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,24 @@ class JobView:
 
 
 @dataclass(frozen=True)
+class ScheduleView:
+    """Evals that come again: SCHEDULED, ENDED on purpose, or BROKEN: none will come though one should."""
+
+    state: str
+    text: str
+
+
+@dataclass(frozen=True)
 class RunView:
     """One run as it stands. status: the trainer's own, empty before its first step; age: seconds since it was
-    written, by the filesystem's clock; schedules: `every 30 minutes by scrontab`, or BROKEN where no eval will come.
+    written, by the filesystem's clock.
     """
 
     run: RunFolder
     status: Mapping[str, Any]
     age: float | None
     jobs: tuple[JobView, ...]
-    schedules: tuple[str, ...]
+    schedules: tuple[ScheduleView, ...]
     restarts: int
 
     @property
@@ -49,6 +57,12 @@ class RunView:
         """Whether the trainer says that it trains, and has not said so for too long."""
         training = self.status.get("phase") == "training"
         return bool(training and self.age is not None and self.age > self.status.get("stale_after_s", 60.0))
+
+    @property
+    def evals(self) -> str:
+        """The worst that is to be said of its scheduled evals; empty without any."""
+        states = {schedule.state for schedule in self.schedules}
+        return next((state for state in (BROKEN, SCHEDULED, ENDED) if state in states), "")
 
     @property
     def training(self) -> JobView | None:
@@ -86,7 +100,7 @@ def view_of(run: RunFolder, records: Sequence[JobRecord], known: dict[str, list[
         status=status,
         age=age(run) if status else None,
         jobs=tuple(jobs),
-        schedules=tuple(schedule_text(record, known) for record in records if record.is_schedule),
+        schedules=tuple(schedule_view(record, run, known) for record in records if record.is_schedule),
         restarts=max(told, restarts_of(training) or 0),
     )
 
@@ -111,20 +125,28 @@ def by_sbatch(status: Mapping[str, Any], views: Sequence[JobView], known: dict[s
     return [JobView("train", (number,), summary(found), tuple(found))] if found else []
 
 
-def schedule_text(record: JobRecord, known: dict[str, list[QueuedJob]]) -> str:
+def schedule_view(record: JobRecord, run: RunFolder, known: dict[str, list[QueuedJob]]) -> ScheduleView:
     """How evals come again, and whether they really do."""
     schedule = Schedule.read(record.argv)
-    text = f"every {schedule.minutes} minutes by {schedule.mode}"
+    state, text = schedule_state(schedule, run, known)
+    return ScheduleView(state, f"every {schedule.minutes} minutes by {schedule.mode}: {text}")
+
+
+def schedule_state(schedule: Schedule, run: RunFolder, known: dict[str, list[QueuedJob]]) -> tuple[str, str]:
     if not schedule.folder.is_dir():
-        return f"{text}: {BROKEN}, {schedule.folder} is gone"
+        return BROKEN, f"{schedule.folder} is gone"
     if ended := schedule.ended():
-        return f"{text}: {BROKEN}, {ended}" if ended.startswith("failed") else f"{text}: {ended}"
+        return (BROKEN if ended.startswith(FAILED) else ENDED), ended
+    if str(run.root) not in schedule.runs():
+        return ENDED, "cancelled for this run"
     jobs = [job for key in schedule.job_keys() for job in known.get(key, [])]
     waiting = [job for job in jobs if job.is_live]
     if not waiting:
-        return f"{text}: {BROKEN}, no job is waiting; submit it again"
+        return BROKEN, "no job is waiting; cancel it, and submit it again"
     bad = [job for job in jobs if job.exit_code]
-    return f"{text}, next: {summary(waiting)}" + (f"; the last one failed with {bad[-1].exit_code}" if bad else "")
+    return SCHEDULED, f"next: {summary(waiting)}" + (
+        f"; job {bad[-1].id} failed with {bad[-1].exit_code}" if bad else ""
+    )
 
 
 def age(run: RunFolder) -> float:

@@ -16,6 +16,8 @@ from bbu.rundir import RunFolder
 
 Command = tuple[str, ...]
 TABLE = "table.md"
+PER_POINT = ("train", "eval")
+"""Jobs of a sweep that have an element for each of its points; the others serve all."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,9 @@ def sweep_folders(request: Request, config: DirectConfig) -> list[RunFolder]:
 def evaluation(request: Request, profile: ClusterProfile, config: DirectConfig) -> JobSpec:
     """Score what runs have left unscored, on one GPU if there is one; an element for each run of a sweep.
 
-    The config is the one that each checkpoint was trained with, but for the config's own run, as ever.
+    The config is the one that each checkpoint was trained with, but for the config's own run, as ever. It does not
+    mind how the training ended: what was saved can be scored. (Slurm 24.11 also calls a job PREEMPTED that was
+    preempted in PreemptMode=CANCEL, went on after a requeue and ended well.)
     """
     score = ("-m", "bbu.eval")
     if request.points:
@@ -151,7 +155,7 @@ def evaluation(request: Request, profile: ClusterProfile, config: DirectConfig) 
         commands = ((*score, *request.run_arguments, "--pending", str(run_folder(config).root)),)
     gpus = profile.eval.gpus_per_node if request.gpus_per_node is None else request.gpus_per_node
     job = host_job("eval", commands, with_gpus(profile.eval, min(1, gpus)))
-    return dataclasses.replace(job, after_any=bool(request.points))  # a run that failed keeps no other from its score
+    return dataclasses.replace(job, after_any=request.job in ("train", "pipeline"))
 
 
 def comparison(request: Request, profile: ClusterProfile, config: DirectConfig) -> JobSpec:

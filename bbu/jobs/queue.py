@@ -78,8 +78,8 @@ def requeue(environ: Mapping[str, str], max_requeues: int) -> bool:
     if restarts >= max_requeues:
         tell(f"job {job} was restarted {restarts} times, the most allowed (max_requeues); not requeued")
         return False
-    code, state, why = call(["squeue", "-h", "-j", job, "-o", "%T"])
-    if code == 0 and state.strip() != "RUNNING":
+    code, state, _ = call(["squeue", "-h", "-j", job, "-o", "%T"])
+    if code == 0 and state.strip() not in ("RUNNING", "SIGNALING"):
         tell(f"job {job} is {state.strip() or 'gone'}: Slurm is ending it, so it is not requeued from here")
         return False
     code, _, why = call(["scontrol", "requeue", job])

@@ -27,6 +27,8 @@ from bbu.jobs.slurm import sbatch_options
 from bbu.rundir import write_atomic
 
 SCRIPT, RUNS, JOBS, ENDED = "schedule.sh", "runs", "jobs", "ended"
+FAILED = "failed"
+"""How `ended` begins where it should not have ended (slurm/eval.scron)."""
 UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 ENABLED = re.compile(r"(^|,)enable(,|$)")
 FIND_SECONDS = 10
@@ -217,14 +219,21 @@ def find_job(name: str) -> str:
 
 
 def drop(schedule: Schedule, run: Path) -> bool:
-    """Take a run out of a schedule, and end that with its last run; True if it ended just now."""
-    rest = [line for line in schedule.runs() if line != str(run)]
-    write_atomic(schedule.folder / RUNS, "".join(f"{line}\n" for line in rest))
-    if rest or schedule.ended():
+    """Take a run out of a schedule, and end that with its last run; False if it was not in it."""
+    runs = schedule.runs()
+    if str(run) not in runs or schedule.ended():
         return False
+    rest = [line for line in runs if line != str(run)]
+    write_atomic(schedule.folder / RUNS, "".join(f"{line}\n" for line in rest))
+    if not rest:
+        end(schedule)
+    return True
+
+
+def end(schedule: Schedule) -> None:
+    """Let no further eval come. One that waits or runs is the caller's to cancel."""
     write_atomic(schedule.folder / ENDED, "cancelled\n")
     if schedule.mode == "scrontab":
         lines = scrontab_lines()
         if (left := without(lines, schedule.name)) != lines:
             write_scrontab(left)
-    return True

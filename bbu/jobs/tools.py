@@ -57,7 +57,9 @@ def cancel_run(run: RunFolder) -> list[str]:
     schedules = [Schedule.read(record.argv) for record in remembered(run) if record.is_schedule]
     for schedule in schedules:
         if schedule.folder.is_dir() and drop(schedule, run.root):
-            told.append(f"evals every {schedule.minutes} minutes: ended")
+            told.append(f"evals every {schedule.minutes} minutes: no more")
+            if not schedule.ended():  # it serves other runs
+                continue
             if left := live(flat(jobs_of(schedule.job_keys()))):
                 cancel([job.id for job in left])
     if jobs := live_jobs(run):

@@ -40,7 +40,8 @@ need_root_on_debian() {
 pid_of() {
     local pid
     pid=$(cat "$STATE/run/$1.pid" 2>/dev/null) || return 1
-    grep -q "^${2:-${1%%-*}}" "/proc/$pid/comm" 2>/dev/null && echo "$pid"
+    grep -q "^${2:-${1%%-*}}" "/proc/$pid/comm" 2>/dev/null || return 1
+    ! grep -q '^State:[[:space:]]*Z' "/proc/$pid/status" && echo "$pid" # one that was killed and nobody has reaped yet
 }
 
 # wait_for SECONDS WHAT COMMAND...: poll until the command succeeds.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,45 +11,11 @@ import pytest
 
 from bbu.training.checkpointing import verify
 from tests.cluster.testbed import Cluster
+from tests.cluster.user import User
 
 pytestmark = [pytest.mark.cluster, pytest.mark.e2e]
 
 ZERO = ("--set", "deepspeed_enabled=true")
-SUBMITTED = re.compile(r"bbu\.submit: (\w+): job (\d+)")
-
-
-class User:
-    """Somebody on the login node, in a checkout on the shared filesystem."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster, self.home = cluster, cluster.checkout()
-        self.env = {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(self.home)}
-
-    def submit(self, *arguments: str) -> dict[str, str]:
-        """Job name -> id."""
-        argv = [self.cluster.python, "-m", "bbu.submit", *arguments, "--config", "smoke", "--cluster", "test"]
-        return dict(SUBMITTED.findall(self.cluster.run(argv, cwd=self.home, env=self.env).stderr))
-
-    def sbatch(self, *arguments: str) -> str:
-        return self.cluster.sbatch(*arguments, cwd=self.home, env=self.env)
-
-    def done(self, job: str, timeout: float = 300) -> None:
-        state = self.cluster.wait(job, timeout=timeout)
-        assert state == "COMPLETED", self.cluster.describe(job) + self.output(job)
-
-    def output(self, job: str) -> str:
-        """What all tasks of a job have printed, wherever it was submitted from."""
-        files = [*self.home.glob(f"jobs/*/{job}_*.out"), *self.home.glob(f"slurm-*-{job}.out")]
-        return "\n".join(file.read_text(errors="replace") for file in sorted(files))
-
-    def wait_for(self, job: str, text: str, times: int = 1, timeout: float = 120) -> None:
-        deadline = time.monotonic() + timeout
-        while self.output(job).count(text) < times:
-            assert time.monotonic() < deadline, self.output(job)[-4000:]
-            time.sleep(0.3)
-
-    def run_folder(self, name: str) -> Path:
-        return self.home / f"output-{name}"
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +87,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize(("signal", "way"), [("USR1", "submit"), ("USR2", "sbatch"), ("TERM", "submit")])
+@pytest.mark.parametrize(("signal", "way"), [("USR1", "submit"), ("USR2", "sbatch")])
 def test_a_signal_saves_on_every_rank_at_one_step_requeues_and_the_run_ends_as_planned(
     user: User, pipeline: dict[str, str], signal: str, way: str
 ) -> None:

@@ -123,7 +123,7 @@ def test_a_template_passes_an_error_code_through(cluster: Cluster, home: Path, e
 
 
 def test_a_template_requeues_what_saved_its_state_up_to_its_cap(cluster: Cluster, home: Path, env: dict) -> None:
-    lines = ["#!/bin/bash", ". slurm/job.sh", f"run_tasks python -c '{TRAINER}'", "finish $?", ""]
+    lines = ["#!/bin/bash", ". slurm/job.sh", f"run_tasks python -c '{TRAINER}'", ""]
     (home / "own.sbatch").write_text("\n".join(lines))
     job_id = cluster.sbatch("-N2", "--requeue", "--open-mode=append", "own.sbatch", cwd=home, env=env)
     wait_for(lambda: cluster.job_output(job_id), "start 0", times=2)
@@ -134,7 +134,7 @@ def test_a_template_requeues_what_saved_its_state_up_to_its_cap(cluster: Cluster
 
 
 def test_a_template_over_its_cap_fails_with_75(cluster: Cluster, home: Path, env: dict) -> None:
-    (home / "capped.sbatch").write_text("#!/bin/bash\n. slurm/job.sh\nfinish 75\n")
+    (home / "capped.sbatch").write_text("#!/bin/bash\n. slurm/job.sh\nrun_tasks python -c 'exit(75)'\n")
     job_id = cluster.sbatch("--requeue", "capped.sbatch", cwd=home, env=env | {"BBU_MAX_RESTARTS": "0"})
     assert cluster.wait(job_id) == "FAILED"
     assert "ExitCode=75:0" in cluster.run(["scontrol", "show", "job", job_id]).stdout

@@ -1,0 +1,68 @@
+"""Somebody on the login node: an ordinary user in a checkout on the shared filesystem."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.testbed import Cluster
+
+SUBMITTED = re.compile(r"bbu\.submit: ([\w-]+): job (\d+)")
+
+
+class User:
+    """`env` is the user's environment: the image, and the profile `test` for every entry."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.home = cluster, cluster.checkout()
+        self.env = {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(self.home), "BBU_CLUSTER": "test"}
+
+    def call(self, entry: str, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`python -m bbu.ENTRY ARGUMENTS…` on the login node."""
+        argv = [self.cluster.python, "-m", f"bbu.{entry}", *arguments]
+        return self.cluster.run(argv, cwd=self.home, env=self.env, check=check)
+
+    def submit(self, *arguments: str) -> dict[str, str]:
+        """With the config `smoke`: job name -> id, the last one of an array that was cut."""
+        return dict(SUBMITTED.findall(self.call("submit", *arguments, "--config", "smoke").stderr))
+
+    def sbatch(self, *arguments: str) -> str:
+        return self.cluster.sbatch(*arguments, cwd=self.home, env=self.env)
+
+    def profile(self, name: str, **changes: Any) -> str:
+        """A profile like `test` but for `changes`; a mapping changes keys of one kind of job. Its name."""
+        folder = self.home / "configs/clusters"
+        values = yaml.safe_load((folder / "test.yaml").read_text())
+        for key, value in changes.items():
+            values[key] = values[key] | value if isinstance(value, dict) else value
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        return name
+
+    def done(self, job: str, timeout: float = 300) -> None:
+        state = self.cluster.wait(job, timeout=timeout)
+        assert state == "COMPLETED", self.cluster.describe(job) + self.output(job)
+
+    def output(self, job: str) -> str:
+        """What all tasks of a job have printed, wherever it was submitted from."""
+        files = [*self.home.glob(f"jobs/*/{job}_*.out"), *self.home.glob(f"slurm-*-{job}*.out")]
+        return "\n".join(file.read_text(errors="replace") for file in sorted(files))
+
+    def wait_for(self, job: str, text: str, times: int = 1, timeout: float = 120) -> None:
+        eventually(lambda: self.output(job).count(text) >= times, timeout, lambda: self.output(job)[-4000:])
+
+    def run_folder(self, name: str) -> Path:
+        return self.home / f"output-{name}"
+
+
+def eventually(true: Callable[[], bool], timeout: float, told: Callable[[], str]) -> None:
+    """Wait until something is so; `told` is what to say when it never was."""
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.2)
