@@ -10,6 +10,7 @@ import pytest
 from tests.commands import Demo, Finished, call, make_demo
 
 Entry = Callable[..., Finished]
+SlurmSays = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,24 @@ def entry(demo: Demo, tmp_path: Path) -> Entry:
         return call(name, *demo.settings, f"output_root={tmp_path}", *settings, **options)
 
     return run
+
+
+@pytest.fixture
+def slurm_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlurmSays:
+    """Stand-ins for Slurm's commands that print what real ones printed: `slurm_says("squeue", text)` makes one.
+
+    scontrol and sacct know nothing until told otherwise; each notes its calls in `NAME.called`.
+    """
+    folder = tmp_path / "slurm-stand-ins"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def make(name: str, text: str, code: int = 0) -> None:
+        (folder / f"{name}.txt").write_text(text)
+        program = folder / name
+        program.write_text(f'#!/bin/bash\necho "$@" >>{folder}/{name}.called\ncat {folder}/{name}.txt\nexit {code}\n')
+        program.chmod(0o755)
+
+    make("scontrol", "slurm_load_jobs error: Invalid job id specified\n", 1)
+    make("sacct", "sacct: error: Slurm accounting storage is disabled\n", 1)
+    return make

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +19,6 @@ LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING"
                   "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})  # fmt: skip
 """States of a job that has not ended."""
 SQUEUE_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "exit_code", "Name", "JobID")
-SCONTROL_FIELDS = {
-    "ArrayJobId": "ArrayJobID", "ArrayTaskId": "ArrayTaskID", "JobState": "State", "Reason": "Reason",
-    "Restarts": "RestartCnt", "ExitCode": "exit_code", "JobName": "Name", "JobId": "JobID",
-}  # fmt: skip
 SACCT_FIELDS = ("JobID", "State", "ExitCode", "JobName")
 
 
@@ -132,16 +127,17 @@ def jobs_of(ids: Collection[str]) -> dict[str, list[QueuedJob]]:
     """How jobs stand, by the id that submission printed, or by their name for an id that is none (the jobs of a
     scrontab get new ids whenever it is written); what nobody knows any more has no entry.
 
-    Asks squeue for all at once, scontrol for what squeue leaves out (others' jobs), and accounting, where there is
-    any, for what ended longer ago than MinJobAge. Correct without accounting; no Slurm at all is an empty answer.
+    Three questions at most, however many jobs: squeue for the caller's own, squeue again for what that leaves out
+    (others' jobs), and accounting, where there is any, for what ended longer ago than MinJobAge. squeue knows as much
+    as scontrol, which would have to be asked for each job. No Slurm at all is an empty answer.
     """
     found: dict[str, list[QueuedJob]] = {}
     if not ids or shutil.which("squeue") is None:
         return found
-    collect(found, ids, from_squeue())
+    collect(found, ids, from_squeue("--me"))
     numbers = {job for job in ids if job.isdigit()}
-    for job in sorted(numbers - found.keys()):
-        collect(found, ids, from_scontrol(job))
+    if missing := sorted(numbers - found.keys()):
+        collect(found, ids, from_squeue("-j", ",".join(missing)))
     if missing := sorted(numbers - found.keys()):
         collect(found, ids, from_sacct(missing))
     return found
@@ -153,33 +149,24 @@ def collect(found: dict[str, list[QueuedJob]], ids: Collection[str], jobs: Itera
             found.setdefault(key, []).append(job)
 
 
-def from_squeue() -> list[QueuedJob]:
-    """All of the caller's jobs that Slurm still has, ended ones within MinJobAge included."""
+def from_squeue(*which: str) -> list[QueuedJob]:
+    """The jobs that Slurm still has, ended ones within MinJobAge included; none if it knows none of them."""
     wanted = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
-    code, out, _ = call(["squeue", "--me", "-h", "-r", "-t", "all", "-O", wanted])
-    return [read_job(dict(zip(SQUEUE_FIELDS, line.split("|"), strict=False))) for line in out.splitlines() if not code]
-
-
-def from_scontrol(job: str) -> list[QueuedJob]:
-    code, out, _ = call(["scontrol", "show", "job", "-o", job])
-    return [read_job(scontrol_fields(line)) for line in out.splitlines() if not code and line.startswith("JobId=")]
-
-
-def scontrol_fields(line: str) -> dict[str, str]:
-    pairs = (word.partition("=") for word in line.split() if "=" in word)
-    fields = {SCONTROL_FIELDS[key]: value for key, _, value in pairs if key in SCONTROL_FIELDS}
-    return {"ArrayJobID": fields.get("JobID", ""), "ArrayTaskID": "N/A"} | fields
+    code, out, _ = call(["squeue", "-h", "-r", "-t", "all", "-O", wanted, *which])
+    lines = [] if code else out.splitlines()
+    return [read_job(dict(zip(SQUEUE_FIELDS, line.split("|"), strict=False))) for line in lines]
 
 
 def from_sacct(jobs: Sequence[str]) -> list[QueuedJob]:
     """From accounting, whose last line for a job is its last run."""
     code, out, _ = call(["sacct", "-X", "-n", "-P", "-j", ",".join(jobs), "-o", ",".join(SACCT_FIELDS)])
-    read = [read_accounted(dict(zip(SACCT_FIELDS, line.split("|"), strict=False))) for line in out.splitlines()]
-    return [] if code else list({job.id: job for job in read}.values())
+    lines = [] if code else out.splitlines()  # an error may be told on either stream
+    read = [read_accounted(dict(zip(SACCT_FIELDS, line.split("|"), strict=False))) for line in lines]
+    return list({job.id: job for job in read}.values())
 
 
 def read_job(fields: Mapping[str, str]) -> QueuedJob:
-    """From squeue or scontrol, where a job outside of an array is its own array, with no element."""
+    """From squeue, where a job outside of an array is its own array, with no element."""
     element, reason = fields["ArrayTaskID"], fields["Reason"]
     return QueuedJob(
         array=fields["ArrayJobID"],
@@ -223,7 +210,7 @@ def summary(jobs: Sequence[QueuedJob]) -> str:
     counts: dict[str, int] = {}
     for job in jobs:
         waits = job.state == "PENDING" and job.reason
-        text = f"{job.state} ({re.sub(r'[(),].*', '', job.reason).strip()})" if waits else job.state
+        text = f"{job.state} ({job.reason.strip('()').partition(',')[0]})" if waits else job.state
         counts[text] = counts.get(text, 0) + 1
     if len(jobs) == 1:
         return next(iter(counts))

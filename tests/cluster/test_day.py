@@ -76,7 +76,9 @@ def test_the_pipeline_is_submitted_and_evals_are_scheduled_beside_it(day: Day) -
 
 def test_it_is_preempted_twice_and_status_tells_where_it_stands(day: Day) -> None:
     for times in (1, 2):
-        begun = day.until(lambda seen: seen["requeues"] == times - 1 and seen["state"] == "training, RUNNING")
+        begun = day.until(
+            lambda seen, before=times - 1: seen["requeues"] == before and seen["state"] == "training, RUNNING"
+        )
         day.until(lambda seen, begun=begun: seen["status"]["step"] > begun["status"]["step"])
         day.preempt()
         seen = day.until(lambda seen, times=times: seen["requeues"] == times)

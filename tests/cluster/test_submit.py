@@ -20,7 +20,8 @@ from bbu.jobs.clusters import load_profile
 from bbu.jobs.executor import submit
 from bbu.jobs.spec import JobSpec
 profile = load_profile("test")
-specs = tuple(JobSpec(tasks_per_node=1, resources=profile.train, max_requeues=3, name=s["name"], nodes=s["nodes"], commands=tuple(tuple(c) for c in s["commands"]),
+specs = tuple(JobSpec(tasks_per_node=1, resources=profile.train, max_requeues=3, name=s["name"],
+    nodes=s["nodes"], commands=tuple(tuple(c) for c in s["commands"]),
     after=tuple(s["after"]))
     for s in json.loads(sys.argv[1]))
 done = submit(specs, profile, Path.cwd(), lambda text: None)

@@ -1,0 +1,79 @@
+"""How jobs stand, read from what real Slurm prints: 22.05 and 24.11 differ in how they tell an exit code."""
+
+from __future__ import annotations
+
+import pytest
+
+from bbu.jobs.queue import QueuedJob, jobs_of, own_id, restarts_of, shell_code, summary
+from tests.conftest import SlurmSays
+
+
+def queued(state: str, reason: str = "", element: str = "", restarts: int | None = 0) -> QueuedJob:
+    return QueuedJob("7", element, state, reason, restarts, None, "bbu-train", "7")
+
+
+@pytest.mark.parametrize(("told", "code"), [("768", 3), ("3:0", 3), ("15", 143), ("0:15", 143), ("0", 0), ("0:0", 0)])
+def test_an_exit_code_is_a_shells_whatever_the_version(told: str, code: int):
+    assert shell_code(told) == code
+
+
+def test_a_job_is_told_in_a_word_and_an_array_by_counts():
+    assert summary([queued("RUNNING")]) == "RUNNING"
+    assert summary([queued("PENDING", "Priority")]) == "PENDING (Priority)"
+    assert (
+        summary([queued("PENDING", "(Nodes required for job are DOWN, DRAINED)")])
+        == "PENDING (Nodes required for job are DOWN)"
+    )
+    array = [queued("COMPLETED", element="0"), queued("COMPLETED", element="1"), queued("FAILED", element="2")]
+    assert summary(array) == "2 COMPLETED, 1 FAILED"
+
+
+def test_the_most_restarts_of_an_array_count_and_accounting_knows_none():
+    assert restarts_of([queued("RUNNING", restarts=1), queued("RUNNING", restarts=3)]) == 3
+    assert restarts_of([queued("COMPLETED", restarts=None)]) is None
+
+
+def test_an_element_of_an_array_is_named_as_one():
+    """The last to start has the array's own number, by which all its siblings would be requeued."""
+    assert own_id({"SLURM_JOB_ID": "40", "SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "3"}) == "40_3"
+    assert own_id({"SLURM_JOB_ID": "40"}) == "40"
+
+
+SQUEUE_24_11 = """\
+3|18|COMPLETED|None|0|0:0|bbu-convert|22|
+3|20|RUNNING|None|1|0:0|bbu-convert|3|
+28|N/A|FAILED|NonZeroExitCode|0|3:0|bbu-train|28|
+24|N/A|PENDING|BeginTime|1|0:0|bbu-eval-ab12|24|
+"""
+
+
+def test_one_squeue_answers_for_all_jobs(slurm_says: SlurmSays):
+    slurm_says("squeue", SQUEUE_24_11)
+    known = jobs_of({"3", "28"})
+    assert [(job.id, job.state, job.restarts) for job in known["3"]] == [
+        ("3_18", "COMPLETED", 0),
+        ("3_20", "RUNNING", 1),
+    ]
+    assert (known["28"][0].exit_code, known["28"][0].is_live) == (3, False)
+
+
+def test_the_job_of_a_scrontab_is_found_by_its_name(slurm_says: SlurmSays):
+    slurm_says("squeue", SQUEUE_24_11)
+    assert [job.id for job in jobs_of({"bbu-eval-ab12"})["bbu-eval-ab12"]] == ["24"]
+
+
+def test_accounting_knows_what_slurm_has_forgotten_by_the_last_of_its_lines(slurm_says: SlurmSays):
+    slurm_says("squeue", "")
+    slurm_says("sacct", "7|NODE_FAIL|0:0|bbu-train\n7|CANCELLED by 1001|0:0|bbu-train\n")
+    [job] = jobs_of({"7"})["7"]
+    assert (job.state, job.restarts, job.exit_code) == ("CANCELLED", None, 0)
+
+
+def test_without_accounting_an_old_job_is_unknown_and_nothing_fails(slurm_says: SlurmSays):
+    slurm_says("squeue", "")
+    assert jobs_of({"7"}) == {}
+
+
+def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    assert jobs_of({"7"}) == {}

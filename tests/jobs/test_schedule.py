@@ -1,0 +1,69 @@
+"""Scheduled evals: when they come, what stands in a scrontab, and how a schedule ends."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bbu.errors import JobError
+from bbu.jobs.clusters import load_profile
+from bbu.jobs.schedule import Schedule, create, cron_times, drop, entry, minutes_of, without
+from bbu.submit import HOME
+
+
+@pytest.mark.parametrize(
+    ("every", "times"),
+    [
+        ("1m", "* * * * *"),
+        ("30m", "*/30 * * * *"),
+        ("60m", "0 * * * *"),
+        ("1h", "0 * * * *"),
+        ("2h", "0 */2 * * *"),
+        ("1d", "0 0 * * *"),
+    ],
+)
+def test_an_interval_becomes_the_times_of_a_crontab(every: str, times: str):
+    assert cron_times(minutes_of(every)) == times
+
+
+@pytest.mark.parametrize("every", ["7m", "90m", "5h", "2d", "0m", "30", "half an hour", "-5m", "30s"])
+def test_what_a_crontab_cannot_keep_evenly_is_refused(every: str):
+    with pytest.raises(JobError, match="write minutes that divide an hour"):
+        minutes_of(every)
+
+
+@pytest.fixture
+def schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Schedule:
+    monkeypatch.chdir(tmp_path)
+    return create("scrontab", 30, [tmp_path / "output-a", tmp_path / "output-b"], load_profile("example"), HOME)
+
+
+def test_the_script_is_bash_that_names_the_runs_when_it_starts(schedule: Schedule):
+    text = (schedule.folder / "schedule.sh").read_text()
+    subprocess.run(["bash", "-n", schedule.folder / "schedule.sh"], check=True)
+    assert "#SBATCH --partition=gpu" in text and "#SBATCH --nice=1000" in text and "BBU_NV=1" in text
+    assert text.endswith(f'exec bash {HOME}/slurm/eval.scron "${{runs[@]}}"\n')
+
+
+def test_an_entry_can_be_taken_out_of_a_scrontab_without_a_trace(schedule: Schedule):
+    others = ["MAILTO=me", "# bbu-eval-00000000 begins: another", "0 1 * * * backup", "# bbu-eval-00000000 ends"]
+    ours = entry(schedule, load_profile("example"))
+    assert f"*/30 * * * * {schedule.folder}/schedule.sh" in ours and "#SCRON --nice=1000" in ours
+    disabled = [f"#DISABLED: {line}" if not line.startswith("# ") else line for line in ours]  # what scancel leaves
+    for lines in (ours, disabled):
+        assert without([*others[:1], *lines, *others[1:]], schedule.name) == others
+
+
+def test_a_schedule_ends_with_its_last_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [tmp_path / "output-a", tmp_path / "output-b"]
+    made = create("resubmit", 60, runs, load_profile("example"), HOME)
+    assert drop(made, runs[0]) and made.runs() == [str(runs[1])] and not made.ended()
+    assert not drop(made, runs[0])
+    assert drop(made, runs[1]) and made.ended() == "cancelled"
+
+
+def test_a_schedule_is_read_back_from_a_runs_records(schedule: Schedule):
+    assert Schedule.read(schedule.argv) == schedule

@@ -1,0 +1,76 @@
+"""Sweeps: a grid over config keys, a run for each point."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bbu.errors import ConfigError
+from bbu.jobs.plan import plan
+from bbu.jobs.sweep import grid, point_name
+from bbu.submit import facts_of, load, load_profile, main, parser, request_of, run_config
+
+VALUES = st.lists(st.sampled_from(["1", "2e-5", "abc", "0.1", "true"]), min_size=1, max_size=4, unique=True)
+
+
+@given(VALUES, VALUES)
+def test_every_combination_is_there_once(first: list[str], second: list[str]):
+    points = grid([f"llm_lr={','.join(first)}", f"seed={','.join(second)}"])
+    assert sorted(points) == sorted((f"llm_lr={a}", f"seed={b}") for a in first for b in second)
+
+
+@pytest.mark.parametrize(
+    ("axes", "finding"),
+    [
+        (["seed"], "write key=value,value"),
+        (["seed=1,,2"], "write key=value,value"),
+        (["seed=1,1"], "twice"),
+        (["seed=1", "seed=2"], "given twice"),
+        (["run_name=a,b"], "gets a name of its own"),
+        ([f"seed={','.join(map(str, range(200)))}", f"llm_lr={','.join(map(str, range(200)))}"], "at most 10000"),
+    ],
+)
+def test_what_is_no_axis_is_refused(axes: list[str], finding: str):
+    with pytest.raises(ConfigError, match=finding):
+        grid(axes)
+
+
+def test_a_run_is_named_by_its_point():
+    assert point_name("base", ("llm_lr=1e-6", "seed=2")) == "base.llm_lr-1e-6.seed-2"
+    assert point_name("base", ("model_path=a/b",)) == "base.model_path-a_b"
+
+
+def request(*argv: str):
+    return request_of(parser().parse_intermixed_args([*argv, "--config", "smoke", "--cluster", "local"]))
+
+
+def test_each_point_trains_scores_and_is_compared():
+    asked = request("--sweep", "llm_lr=1e-6,5e-6", "--sweep", "seed=1,2")
+    profile, config = load_profile("local"), run_config(asked)
+    train, evaluate, compare = plan(asked, profile, config, facts_of(asked, profile, config))
+    names = [command[command.index("--set") + 5] for command in train.commands]
+    assert names[0] == "run_name=smoke.llm_lr-1e-6.seed-1" and len(set(names)) == len(train.commands) == 4
+    assert [command[-1].rpartition("/")[2] for command in evaluate.commands] == [
+        name.replace("run_name=", "output-") for name in names
+    ]
+    assert (evaluate.after, evaluate.after_any, compare.after, compare.after_any) == (("train",), True, ("eval",), True)
+    assert len(compare.commands) == 1 and compare.commands[0][-1].endswith("/sweep-smoke/table.md")
+
+
+def test_the_command_that_resumes_a_point_trains_that_point_alone():
+    asked = request("--sweep", "seed=1,2", "--nodes", "2")
+    again = asked.at(("seed=2",), "smoke").again()
+    config = load(request_of(parser().parse_args(again)))
+    assert (config.training.seed, config.infrastructure.run_name) == (2, "smoke.seed-2")
+    assert again[:3] == ("train", "--nodes", "2") and "--sweep" not in again
+
+
+def test_points_that_would_share_a_folder_are_refused():
+    with pytest.raises(ConfigError, match="two runs would be called"):
+        run_config(request("--sweep", "data_root=a/b,a_b"))
+
+
+def test_a_value_that_no_config_takes_is_refused_before_anything_is_submitted():
+    with pytest.raises(ConfigError, match="llm_lr"):
+        main(["--sweep", "llm_lr=1e-6,fast", "--config", "smoke", "--cluster", "local"])
