@@ -22,12 +22,19 @@ RUN = "output-day"
 STEPS = 60
 
 
+def digest(image: Path) -> str:
+    """What containers/build.sh noted beside an image."""
+    return image.with_name(f"{image.name}.sha256").read_text().split()[0]
+
+
 class Day:
     """What the user remembers from one hour to the next."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.user = User(cluster)
-        self.user.env["BBU_CLUSTER"] = self.user.profile("day", convert_tasks=2, train={"partition": "requeue"})
+        self.user.env["BBU_CLUSTER"] = self.user.profile(
+            "day", convert_tasks=2, train={"partition": "requeue"}, image_sha256=digest(cluster.image), scratch="/tmp"
+        )
         self.jobs: dict[str, str] = {}
 
     @property
@@ -153,4 +160,4 @@ def test_a_cancelled_run_keeps_what_it_saved_and_is_resumed_with_a_word(day: Day
     assert refused.returncode == 7 and f"job {second} is RUNNING" in refused.stderr, refused.stderr
     day.user.call("submit", "cancel", "output-long")
     assert day.user.cluster.wait(second) == "CANCELLED"
-    assert day.user.cluster.run("squeue -h --me -t PENDING,RUNNING").stdout == ""
+    assert not [job for seen in day.status("output-long", RUN) for job in seen["jobs"] if "ING" in job["state"]]

@@ -140,7 +140,8 @@ def test_a_schedule_that_broke_is_told(user: User, trained: str) -> None:
     assert user.cluster.wait(first) == "COMPLETED"
     waiting = status(user, "output-early")["schedules"][0]
     assert waiting["state"] == "scheduled" and "PENDING" in waiting["text"], waiting
-    user.cluster.run(["scancel", "--me", "--state=PENDING", "--partition=cpu"])
+    [folder] = user.home.glob("jobs/*-eval-schedule-*/jobs")
+    user.cluster.run(["scancel", folder.read_text().split()[-1]])
     broken = status(user, "output-early")["schedules"][0]
     assert broken["state"] == "BROKEN" and "no job is waiting" in broken["text"]
     assert "BROKEN" in user.call("status", "output-early").stdout
