@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from bbu.jobs.clusters import load_profile
+from bbu.jobs.launch import Submission
 from bbu.jobs.plan import plan
+from bbu.jobs.records import record_of, remember
 from bbu.jobs.spec import JobSpec
+from bbu.rundir import RunFolder
 from bbu.submit import facts_of, main, parser, request_of, run_config
+from tests.conftest import SlurmSays
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,6 +97,11 @@ def test_a_dry_run_prints_and_submits_nothing(capsys: pytest.CaptureFixture[str]
         (["--config", "smoke", "--cluster", "no_such"], "no cluster profile"),
         (["--config", "smoke", "--set", "sed=1"], "sed"),
         (["--config", "smoke", "--nodes", "0"], "nodes is 0"),
+        (["train", "output-a", "--config", "smoke"], "run folders are for eval"),
+        (["train", "--every", "30m", "--config", "smoke"], "--every is for eval"),
+        (["eval", "--sweep", "seed=1,2", "--config", "smoke"], "--sweep is for train"),
+        (["eval", "--every", "30m", "--config", "smoke", "--cluster", "local"], "--every needs a Slurm profile"),
+        (["eval", "--every", "7m", "--config", "smoke"], "write minutes that divide an hour"),
     ],
 )
 def test_what_cannot_be_submitted_is_refused_in_one_line(argv: list[str], message: str):
@@ -100,3 +109,27 @@ def test_what_cannot_be_submitted_is_refused_in_one_line(argv: list[str], messag
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+@pytest.fixture
+def by_dependency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A profile of a site with neither scrontab nor jobs that submit jobs, in a folder with one run, of job 7."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "configs/clusters/example.yaml").read_text()
+    (tmp_path / "site.yaml").write_text(text.replace("eval_schedule: auto", "eval_schedule: dependency"))
+    done = Submission("train", ("7",), (tmp_path,), None)
+    remember(RunFolder(tmp_path / "output-a"), [record_of(done, "site.yaml", ("train",))])
+    return "site.yaml"
+
+
+@pytest.mark.parametrize(("state", "waits"), [("RUNNING", True), ("COMPLETED", False)])
+def test_evals_by_dependency_follow_each_training_job_that_has_not_ended(
+    by_dependency: str, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str], state: str, waits: bool
+):
+    slurm_says("squeue", f"7|N/A|{state}|None|0|0:0|bbu-train|7|\n")
+    assert (
+        main(["eval", "output-a", "--every", "30m", "--config", "smoke", "--cluster", by_dependency, "--dry-run"]) == 0
+    )
+    told = capsys.readouterr().out
+    assert ("#SBATCH --dependency=afterany:7" in told) is waits
+    assert f"bbu.eval --pending {Path.cwd()}/output-a" in told
