@@ -16,12 +16,12 @@ from pathlib import Path
 
 from bbu.errors import JobError, run_entry
 from bbu.jobs.clusters import ClusterProfile, load_profile
-from bbu.jobs.health import Group, container_findings, failed, host_facts, machine_findings, warning
-from bbu.jobs.node_health import Here, judge
-from bbu.jobs.probe import Facts, Plan, Stops, clock_ahead, run_probe
-from bbu.jobs.probe_job import LOG, local_tasks, prepare, run, slurm_step
+from bbu.jobs.doctor.health import Group, container_findings, failed, host_facts, machine_findings, warning
+from bbu.jobs.doctor.node import Here, judge
+from bbu.jobs.doctor.probe import Facts, Plan, Stops, clock_ahead, run_probe
+from bbu.jobs.doctor.probe_job import LOG, local_tasks, prepare, run, slurm_step
+from bbu.jobs.doctor.slurm import Kind, kinds_of, slurm_findings
 from bbu.jobs.queue import call
-from bbu.jobs.slurm_health import Kind, kinds_of, slurm_findings
 from bbu.training import preemption
 
 HOME = Path(__file__).resolve().parents[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.testbed import Cluster
+from tests.cluster.user import User
 
 pytestmark = pytest.mark.cluster
 
@@ -139,3 +141,22 @@ def test_a_template_over_its_cap_fails_with_75(cluster: Cluster, home: Path, env
     job_id = cluster.sbatch("--requeue", "capped.sbatch", cwd=home, env=env | {"BBU_MAX_RESTARTS": "0"})
     assert cluster.wait(job_id) == "FAILED"
     assert "ExitCode=75:0" in cluster.run(["scontrol", "show", "job", job_id]).stdout
+
+
+@pytest.mark.parametrize("request_by", ["gpus-per-node", "gres"])
+def test_gpus_memory_and_whole_nodes_are_asked_for_as_the_profile_says(
+    cluster: Cluster, home: Path, env: dict, request_by: str
+) -> None:
+    """These nodes have two GPUs each, in name only."""
+    asked = {"gpus_per_node": 2, "exclusive": True, "memory": "1G per cpu", "nice": 50}
+    profile = User(cluster, home).profile(f"gpus-{request_by}", gpu_request=request_by, train=asked)
+    show = "import os; print('rank', os.environ['RANK'], 'of', os.environ['SLURM_GPUS_ON_NODE'], 'GPUs', flush=True)"
+    line = SUBMIT.replace('load_profile("test")', f'load_profile("{profile}")').replace(
+        "tasks_per_node=1", "tasks_per_node=2"
+    )
+    done = cluster.run([cluster.python, "-c", line, json.dumps([job("gpus", show, nodes=2)])], cwd=home, env=env)
+    [[job_id, logs]] = json.loads(done.stdout)
+    assert cluster.wait(job_id) == "COMPLETED", output(Path(logs))
+    assert sorted(re.findall(r"rank \d of 2 GPUs", output(Path(logs)))) == [f"rank {n} of 2 GPUs" for n in range(4)]
+    shown = cluster.run(["scontrol", "show", "job", job_id]).stdout
+    assert "MinMemoryCPU=1G" in shown and "OverSubscribe=NO" in shown and "Nice=50" in shown and "gpu:2" in shown, shown

@@ -19,8 +19,8 @@ SUBMITTED = re.compile(r"bbu\.submit: ([\w-]+): job (\d+)")
 class User:
     """`env` is the user's environment: the image, and the profile `test` for every entry."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster, self.home = cluster, cluster.checkout()
+    def __init__(self, cluster: Cluster, home: Path | None = None) -> None:
+        self.cluster, self.home = cluster, home or cluster.checkout()
         self.env = {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(self.home), "BBU_CLUSTER": "test"}
 
     def call(self, entry: str, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.health import (
+from bbu.jobs.doctor.health import (
     FAILURE,
     OK,
     WARNING,
@@ -22,8 +22,7 @@ from bbu.jobs.health import (
     mounts_by_kernel,
     namespaces_off,
 )
-from bbu.jobs.queue import config_of
-from bbu.jobs.slurm_health import (
+from bbu.jobs.doctor.slurm import (
     Kind,
     account_findings,
     duration_s,
@@ -36,12 +35,13 @@ from bbu.jobs.slurm_health import (
     slurm_findings,
     version_finding,
 )
+from bbu.jobs.queue import config_of
 from bbu.jobs.spec import Resources
-from tests.jobs.findings import bad, named
+from tests.jobs.doctor.findings import bad, named
 
 TEXTS = Path(__file__).parent / "slurm"
 VERSIONS = ("22.05", "24.11")
-HOME = Path(__file__).resolve().parents[2]
+HOME = Path(__file__).resolve().parents[3]
 
 
 def text(name: str, version: str) -> str:

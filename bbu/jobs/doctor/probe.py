@@ -192,7 +192,7 @@ def node_facts(plan: Plan, environ: Mapping[str, str]) -> Facts:
         "restarts": environ.get("SLURM_RESTART_COUNT"),
         "in_container": bool(environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER")),
         "user_site": bool(site.ENABLE_USER_SITE),
-        "code": str(Path(__file__).resolve().parents[2]),
+        "code": str(Path(__file__).resolve().parents[3]),
         "cwd": os.path.realpath("."),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_mb": memory_mb(Path("/proc/meminfo").read_text()),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.health import Call, Finding, failure, ok, warning
+from bbu.jobs.doctor.health import Call, Finding, failure, ok, warning
 from bbu.jobs.queue import config_of
 from bbu.jobs.slurm import sbatch_options
 from bbu.jobs.spec import Resources

@@ -16,24 +16,34 @@ from typing import IO, Any
 
 import pytest
 
-from bbu.jobs import probe_job
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.health import (
+from bbu.jobs.doctor import probe_job
+from bbu.jobs.doctor.health import (
     FAILURE,
     OK,
     WARNING,
     Finding,
 )
-from bbu.jobs.network_health import between, nccl_transport
-from bbu.jobs.node_health import Here, clock_finding, explain, has_interface, judge
-from bbu.jobs.probe import ALL_REDUCE, DONE, SIGNAL, Plan, Stops, clock_ahead, image_error, memory_limit_mb, wait_until
-from bbu.jobs.probe_job import Outcome, Report, read_reports, run, slurm_step
-from bbu.jobs.slurm_health import (
+from bbu.jobs.doctor.network import between, nccl_transport
+from bbu.jobs.doctor.node import Here, clock_finding, explain, has_interface, judge
+from bbu.jobs.doctor.probe import (
+    ALL_REDUCE,
+    DONE,
+    SIGNAL,
+    Plan,
+    Stops,
+    clock_ahead,
+    image_error,
+    memory_limit_mb,
+    wait_until,
+)
+from bbu.jobs.doctor.probe_job import Outcome, Report, read_reports, run, slurm_step
+from bbu.jobs.doctor.slurm import (
     kinds_of,
 )
-from tests.jobs.findings import asking, bad, named
+from tests.jobs.doctor.findings import asking, bad, named
 
-HOME = Path(__file__).resolve().parents[2]
+HOME = Path(__file__).resolve().parents[3]
 HERE = Here(HOME, Path("/work"), 0.0)
 
 

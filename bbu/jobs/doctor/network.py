@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bbu.errors import PREEMPTED_EXIT_CODE
-from bbu.jobs.health import Finding, failure, ok, warning
-from bbu.jobs.probe_job import Outcome, Report
+from bbu.jobs.doctor.health import Finding, failure, ok, warning
+from bbu.jobs.doctor.probe_job import Outcome, Report
 
 SLOW_VISIBILITY_S = 5
 

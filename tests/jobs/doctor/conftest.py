@@ -1,4 +1,4 @@
-"""What the tests of jobs share."""
+"""What the doctor's tests share."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.health import FAILURE, Finding
+from bbu.jobs.doctor.health import FAILURE, Finding
 
 
 def asking(profile: ClusterProfile, **changes: Any) -> ClusterProfile:

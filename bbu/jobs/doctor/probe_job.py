@@ -1,4 +1,4 @@
-"""Runs `bbu.jobs.probe` on compute nodes, or as processes of this machine, and brings its reports back.
+"""Runs `bbu.jobs.doctor.probe` on compute nodes, or as processes of this machine, and brings its reports back.
 
 Nothing here waits without a bound, and nothing stays behind: a job that is given up on is cancelled.
 """
@@ -21,9 +21,9 @@ from typing import IO, Any, Protocol
 from bbu.errors import PREEMPTED_EXIT_CODE
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.container import container_command, container_environment
-from bbu.jobs.health import Finding, failure
+from bbu.jobs.doctor.health import Finding, failure
+from bbu.jobs.doctor.probe import SIGNAL, Plan, report_path
 from bbu.jobs.launch import new_folder
-from bbu.jobs.probe import SIGNAL, Plan, report_path
 from bbu.jobs.queue import call
 from bbu.jobs.slurm import sbatch_options
 

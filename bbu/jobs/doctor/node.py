@@ -10,11 +10,11 @@ from pathlib import Path
 
 from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.health import GB, LEAST_FREE_GB, Finding, Group, failure, ok, warning
-from bbu.jobs.network_health import between
-from bbu.jobs.probe import ALL_REDUCE, DONE, FILES, SIGNAL, Plan
-from bbu.jobs.probe_job import Outcome, Report
-from bbu.jobs.slurm_health import Kind, one_line
+from bbu.jobs.doctor.health import GB, LEAST_FREE_GB, Finding, Group, failure, ok, warning
+from bbu.jobs.doctor.network import between
+from bbu.jobs.doctor.probe import ALL_REDUCE, DONE, FILES, SIGNAL, Plan
+from bbu.jobs.doctor.probe_job import Outcome, Report
+from bbu.jobs.doctor.slurm import Kind, one_line
 from bbu.jobs.task import expand_nodes
 
 SHM_PER_TASK_GB = 1
