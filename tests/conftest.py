@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.commands import Demo, Finished, call, make_demo
 
 Entry = Callable[..., Finished]
 SlurmSays = Callable[..., None]
+
+
+class OneForTheClusters(LoadScopeScheduling):
+    """With `-n`, one worker has the real clusters to itself, and begins with them; any may take any other test."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "clusters" if nodeid.startswith("tests/cluster/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return OneForTheClusters(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.cluster
 
 
 def test_two_nodes_are_up(cluster: Cluster) -> None:
-    nodes = cluster.run(["sinfo", "-h", "-N", "-o", "%N %P"]).stdout.split("\n")
+    nodes = cluster.run(["sinfo", "-h", "-N", "-p", "cpu", "-o", "%N %P"]).stdout.split("\n")
     assert sorted(filter(None, nodes)) == ["n1 cpu*", "n2 cpu*"]
 
 
