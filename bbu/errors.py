@@ -59,11 +59,19 @@ class JobError(BBUError):
 
 
 def run_entry(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exit) -> None:
-    """Run an entry point and leave the process: 0 or main's code, or one `error:` line per finding."""
+    """Run an entry point and leave the process: 0 or main's code, or one `error:` line per finding.
+
+    A file that cannot be read or written is told in the same way: no stack of ours helps with a full disk.
+    """
     try:
         code = main()
     except BBUError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         code = error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        code = 1
     leave(code or 0)

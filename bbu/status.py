@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,23 +32,30 @@ def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser(prog="python -m bbu.status", description=__doc__)
     add = described.add_argument
     add("runs", nargs="*", metavar="RUN", help="output-{run_name} folders (all in this folder)")
-    add("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="look again and again (every 5 s)")
+    add("--watch", action="store_true", help="look again and again")
+    add("--interval", type=seconds, default=5.0, metavar="SECONDS", help="how often to look (5)")
     add("--json", action="store_true", help="for a script to read")
     add("--compare", action="store_true", help="a table of the runs' differing settings and best scores instead")
     add("--out", type=Path, metavar="FILE", help="also write the table there, as Markdown")
     return described
 
 
+def seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return float(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    if arguments.watch is None:
+    if not arguments.watch:
         print(shown(arguments))
         return 0
     try:
         while True:
             text = shown(arguments)
             print(f"{CLEAR if sys.stdout.isatty() else ''}{time.strftime('%X')}\n{text}", flush=True)
-            time.sleep(arguments.watch)
+            time.sleep(arguments.interval)
     except KeyboardInterrupt:
         return 0
 
@@ -70,7 +78,7 @@ def runs_of(names: Sequence[str]) -> list[RunFolder]:
     """The folders that are named, else all of this folder. Raises CheckpointError where there are none."""
     if names:
         return [known_run(name) for name in names]
-    found = [RunFolder(path.absolute()) for path in sorted(Path().glob("output-*"))]
+    found = [RunFolder(path.resolve()) for path in sorted(Path().glob("output-*"))]
     runs = [run for run in found if run.jobs.is_file() or run.config.is_file()]
     if not runs:
         raise CheckpointError("no output-* run folder here; name one, or go to the folder you submitted from")
@@ -85,7 +93,7 @@ def as_row(view: RunView) -> dict[str, str]:
     return {
         "run": view.run.root.name.removeprefix("output-"),
         "state": view.state,
-        "step": f"{status['step']}/{status['max_steps']}" if status else "-",
+        "step": f"{status['step']}/{status['max_steps']}" if "step" in status else "-",
         "loss": number(status.get("loss")),
         "samples/s": number(status.get("samples_per_second")),
         "left": left,

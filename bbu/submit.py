@@ -15,20 +15,38 @@ from pathlib import Path
 
 from bbu.config.flat import DirectConfig
 from bbu.config.load import load_config
-from bbu.errors import JobError, run_entry
+from bbu.errors import ConfigError, JobError, run_entry
 from bbu.jobs import schedule
 from bbu.jobs.clusters import ClusterProfile, load_profile
 from bbu.jobs.executor import dry_run, submit
 from bbu.jobs.launch import Submission
-from bbu.jobs.plan import PER_POINT, Facts, Request, plan, run_folder, sweep_folder, sweep_folders, sweep_requests
+from bbu.jobs.plan import (
+    DEFAULT_CONFIG,
+    PER_POINT,
+    Facts,
+    Request,
+    plan,
+    run_folder,
+    sweep_folder,
+    sweep_folders,
+    sweep_requests,
+)
+from bbu.jobs.queue import leave_job
 from bbu.jobs.records import SCHEDULE, record_of, remember
 from bbu.jobs.spec import JobSpec
 from bbu.jobs.sweep import grid
-from bbu.jobs.tools import cancel_run, known_run, live_jobs, log_files, resumption
+from bbu.jobs.tools import cancel_runs, known_run, live_jobs, log_files, resumption
 from bbu.rundir import RunFolder
 
 HOME = Path(__file__).resolve().parents[1]
 JOBS = ("train", "convert", "eval", "pipeline")
+CONVERSION_KEYS = (
+    "vendor_dir", "data_root", "train_file", "val_file", "teacher_file", "image_folder", "min_pixels", "max_pixels",
+    "jpeg_quality", "response_types", "token_map_file", "label_hierarchy_file", "unknown_label_policy", "site_pattern",
+    "val_ratio", "split_seed", "teacher_pool_size", "max_reject_share", "min_visible_ratio", "min_box_side",
+    "remove_duplicates", "keep_negatives", "language",
+)  # fmt: skip
+"""Config keys that the conversion reads."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +60,11 @@ def parser() -> argparse.ArgumentParser:
     add("--gpus-per-node", type=int, metavar="N", help="GPUs, and so tasks, per node (the profile's)")
     add("--cluster", default=os.environ.get("BBU_CLUSTER", "local"), metavar="NAME",
         help="a profile under configs/clusters, or a path (BBU_CLUSTER, else local: this machine)")  # fmt: skip
-    add("--config", default="base_flat", metavar="NAME", help="a run config under configs, or a path (base_flat)")
+    add(
+        "--config",
+        metavar="NAME",
+        help=f"a run config under configs, or a path ({DEFAULT_CONFIG}; eval RUN: each checkpoint's own)",
+    )
     add("--use-new-config", action="store_true", help="the run config is in five sections")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
     add("--sweep", action="append", default=[], metavar="KEY=A,B", help="train a run for each value, and compare them")
@@ -60,6 +82,8 @@ def request_of(arguments: argparse.Namespace) -> Request:
         raise JobError(f"{arguments.runs[0]}: run folders are for eval; to train, name a --config")
     if arguments.every and arguments.job != "eval":
         raise JobError("--every is for eval: `eval --every 30m RUN`")
+    if arguments.every and arguments.runs and (arguments.config or arguments.overrides):
+        raise JobError("scheduled evals of a RUN use the config of each checkpoint; leave out --config and --set")
     if arguments.sweep and arguments.job not in ("train", "pipeline"):
         raise JobError("--sweep is for train and pipeline")
     return Request(
@@ -72,20 +96,23 @@ def request_of(arguments: argparse.Namespace) -> Request:
         overrides=tuple(arguments.overrides),
         demo=arguments.demo,
         points=tuple(grid(arguments.sweep)) if arguments.sweep else (),
-        runs=tuple(arguments.runs),
+        runs=tuple(str(known_run(run).root) for run in arguments.runs),
     )
 
 
 def run_config(request: Request) -> DirectConfig:
     """The run config of the command line, and of each point of a sweep, checked here rather than in the queue."""
     config = load(request)
+    swept = {text.partition("=")[0] for text in (request.points or ((),))[0]}
+    if request.job == "pipeline" and (bound := sorted(swept & set(CONVERSION_KEYS))):
+        raise ConfigError(f"--sweep {bound[0]}: a pipeline converts once; convert for each value, then sweep data_root")
     for one in sweep_requests(request, config):
         load(one)
     return config
 
 
 def load(request: Request) -> DirectConfig:
-    return load_config(request.config, overrides=request.overrides, use_new=request.use_new_config)
+    return load_config(request.config_name, overrides=request.overrides, use_new=request.use_new_config)
 
 
 def facts_of(request: Request, profile: ClusterProfile, config: DirectConfig) -> Facts:
@@ -108,6 +135,7 @@ def demonstration(config: DirectConfig) -> tuple[tuple[str, ...], ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
+    leave_job(os.environ)
     if argv and argv[0] in TOOLS:
         return TOOLS[argv[0]](argv[1:])
     arguments = parser().parse_intermixed_args(argv)
@@ -124,6 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def send(specs: tuple[JobSpec, ...], request: Request, profile: ClusterProfile, config: DirectConfig) -> int:
     """Submit, or run here; each job is written into its run's records as soon as it exists."""
+    for run in folders_of(request, config):
+        remember(run, [])  # it must be possible before anything is in the queue
+    if missing_image(profile):
+        tell(f"there is no image {profile.image} here; build it with containers/build.sh, or the jobs will fail")
     try:
         done = submit(specs, profile, HOME, tell, lambda job: keep(job, request, config))
     except KeyboardInterrupt:
@@ -136,22 +168,32 @@ def send(specs: tuple[JobSpec, ...], request: Request, profile: ClusterProfile, 
 
 def keep(done: Submission, request: Request, config: DirectConfig) -> None:
     """Write a submission into the records of the runs it is for."""
-    if not request.points:
-        runs = [RunFolder(Path(run)) for run in request.runs] or [run_folder(config)]
-        for run in runs:
-            remember(run, [record_of(done, request.cluster, request.again())])
-        return
-    each = sweep_requests(request, config)
-    for index, (run, one) in enumerate(zip(sweep_folders(request, config), each, strict=True)):
-        part, element = done.part(index) if done.name in PER_POINT else (done, None)
-        remember(run, [record_of(part, request.cluster, one.again(), element)])
+    runs = folders_of(request, config)
+    each = sweep_requests(request, config) or [request] * len(runs)
+    own = bool(request.points) and done.name in PER_POINT
+    shared = [] if own or len(runs) == 1 else [str(run.root) for run in runs]
+    for index, (run, one) in enumerate(zip(runs, each, strict=True)):
+        if not own or done.has(index):
+            element = done.element(index) if own else None
+            remember(run, [record_of(done, request.cluster, one.again(), element, shared)])
+
+
+def folders_of(request: Request, config: DirectConfig) -> list[RunFolder]:
+    """The runs that a command line is for."""
+    if request.points:
+        return sweep_folders(request, config)
+    return [RunFolder(Path(run)) for run in request.runs] or [RunFolder(run_folder(config).root.resolve())]
+
+
+def missing_image(profile: ClusterProfile) -> bool:
+    return profile.executor == "slurm" and profile.image is not None and not Path(profile.image).exists()
 
 
 def every(request: Request, profile: ClusterProfile, config: DirectConfig, minutes: int, dry: bool) -> int:
     """Let evals of some runs come again and again."""
     if profile.executor != "slurm":
         raise JobError("--every needs a Slurm profile; here, let cron call `python -m bbu.eval --pending RUN`")
-    runs = [known_run(name) for name in request.runs] or [run_folder(config)]
+    runs = folders_of(request, config)
     mode = schedule.way_here(profile.eval_schedule)
     if mode == "dependency":
         return after_training(runs, request, profile, config, dry)
@@ -159,12 +201,11 @@ def every(request: Request, profile: ClusterProfile, config: DirectConfig, minut
         shown = schedule.Schedule(mode, minutes, Path(profile.work_folder).absolute() / "<time>-eval-schedule-<random>")
         print(schedule.described(shown, profile, HOME))
         return 0
-    made = schedule.create(mode, minutes, [run.root.absolute() for run in runs], profile, HOME)
+    made = schedule.create(mode, minutes, [run.root for run in runs], profile, HOME)
+    for run in runs:
+        remember(run, [record_of(Submission(SCHEDULE, (), (made.folder,), None), request.cluster, made.argv)])
     job = schedule.start(made, profile)
     tell(f"evals every {minutes} minutes by {mode}: job {job}, logs {made.folder}")
-    submission = Submission(SCHEDULE, (job,), (made.folder,), None)
-    for run in runs:
-        remember(run, [record_of(submission, request.cluster, made.argv)])
     return 0
 
 
@@ -172,6 +213,7 @@ def after_training(
     runs: Sequence[RunFolder], request: Request, profile: ClusterProfile, config: DirectConfig, dry: bool
 ) -> int:
     """Where neither scrontab nor jobs that submit jobs are allowed: one eval after each training job that is left."""
+    tell("evals by dependency: one when training ends, not again and again")
     for run in runs:
         one = dataclasses.replace(request, runs=(str(run.root),))
         waits = tuple(job.id for job in live_jobs(run) if job.name == "bbu-train")
@@ -211,9 +253,9 @@ def cancel(argv: Sequence[str]) -> int:
     arguments = tool_parser(
         "cancel", "End all jobs and scheduled evals of runs; what is saved stays.", True
     ).parse_args(argv)
-    for name in arguments.runs:
-        for line in cancel_run(known_run(name)) or ["nothing to cancel"]:
-            tell(f"{name}: {line}")
+    for run, told in cancel_runs([known_run(name) for name in arguments.runs]).items():
+        for line in told or ["nothing to cancel"]:
+            tell(f"{run.root.name}: {line}")
     return 0
 
 

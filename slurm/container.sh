@@ -42,7 +42,7 @@ leave_if_asked() {
 
 check() {
     [ $# -gt 0 ] || fail "no command given; usage: container.sh COMMAND ARGS..."
-    case $home$PWD${BBU_SCRATCH:-} in
+    case ${image:+$home$PWD${BBU_SCRATCH:-}} in
         *[,:]*) fail "Apptainer cannot bind a path with a comma or colon: $home, $PWD, ${BBU_SCRATCH:-}" ;;
     esac
     check_scratch

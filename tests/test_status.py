@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,17 @@ from bbu.jobs.launch import Submission
 from bbu.jobs.overview import views_of
 from bbu.jobs.records import newest, record_of, remember, remembered
 from bbu.jobs.schedule import Schedule
-from bbu.jobs.tools import cancel_run, log_files, resumption
+from bbu.jobs.tools import cancel_runs, log_files, resumption
 from bbu.rundir import RunFolder, write_status
 from bbu.status import main
 from tests.conftest import SlurmSays
 
 TRAINING = {"phase": "training", "step": 30, "max_steps": 120, "seconds_left": 3725.0, "loss": 0.51234,
-            "samples_per_second": 8.25, "stale_after_s": 60.0, "SLURM_JOB_ID": "7"}  # fmt: skip
+            "samples_per_second": 8.25, "pid": 4711, "host": "here", "stale_after_s": 60.0,
+            "SLURM_JOB_ID": "7"}  # fmt: skip
+
+NAMES = {"8": "bbu-eval", "20": "bbu-compare"}
+"""Of jobs that do not train."""
 
 
 @pytest.fixture
@@ -34,10 +39,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return made
 
 
-def submitted(name: str, job: str, folder: Path, element: int | None = None):
+def submitted(name: str, job: str, folder: Path, element: int | None = None, runs: Sequence[str] = ()):
     folder.mkdir(parents=True, exist_ok=True)
     done = Submission(name, (job,), (folder,), None)
-    return record_of(done, "test", ("train", "--nodes", "2", "--config", "smoke"), element)
+    return record_of(done, "test", ("train", "--nodes", "2", "--config", "smoke"), element, runs)
 
 
 def squeue(*lines: str) -> str:
@@ -46,7 +51,8 @@ def squeue(*lines: str) -> str:
     for words in (line.split() for line in lines):
         job, status, reason, code = words + ["", "", "None", "0:0"][len(words) :]
         array, _, element = job.partition("_")
-        told.append(f"{array}|{element or 'N/A'}|{status}|{reason}|1|{code}|bbu-train|{array}|\n")
+        name = NAMES.get(array, "bbu-train")
+        told.append(f"{array}|{element or 'N/A'}|{status}|{reason}|1|{code}|{name}|{array}|\n")
     return "".join(told)
 
 
@@ -118,10 +124,10 @@ def test_of_an_array_that_several_runs_share_each_has_its_own_element(run: RunFo
 def test_a_run_of_an_sbatch_template_is_found_by_what_its_trainer_says(tmp_path: Path, slurm_says: SlurmSays):
     bare = RunFolder(tmp_path / "output-b").create()
     bare.config.write_text("{}")
-    write_status(bare, TRAINING | {"SLURM_JOB_ID": "8"})
-    slurm_says("squeue", squeue("8 RUNNING"))
+    write_status(bare, TRAINING | {"SLURM_JOB_ID": "18"})
+    slurm_says("squeue", squeue("18 RUNNING"))
     [view] = views_of([bare])
-    assert view.state == "training, RUNNING" and view.jobs[0].ids == ("8",)
+    assert view.state == "training, RUNNING" and view.jobs[0].ids == ("18",)
 
 
 def test_slurm_is_asked_once_for_all_runs_and_once_more_for_what_it_left_out(
@@ -191,7 +197,8 @@ def test_records_come_back_as_they_were(run: RunFolder):
 def test_a_run_is_resumed_by_its_own_command_unless_it_is_done_or_busy(run: RunFolder, slurm_says: SlurmSays):
     write_status(run, TRAINING | {"phase": "preempted"})
     slurm_says("squeue", squeue("7 FAILED NonZeroExitCode 75:0"))
-    assert resumption(run).argv == ("train", "--nodes", "2", "--config", "smoke")
+    settings = ("--config", str(run.config))  # those it began with, whatever the named file says by now
+    assert resumption(run).argv == ("train", "--nodes", "2", *settings)
     slurm_says("squeue", squeue("7 RUNNING"))
     with pytest.raises(JobError, match="job 7 is RUNNING"):
         resumption(run)
@@ -204,8 +211,59 @@ def test_cancel_ends_what_lives_and_nothing_else(run: RunFolder, slurm_says: Slu
     remember(run, [submitted("eval", "8", tmp_path / "jobs/2-eval")])
     slurm_says("squeue", squeue("7 COMPLETED", "8 PENDING Dependency", "9 RUNNING"))
     slurm_says("scancel", "")
-    assert cancel_run(run) == ["bbu-train 8: cancelled (was PENDING)"]
+    assert cancel_runs([run])[run] == ["bbu-eval 8: cancelled (was PENDING)"]
     assert (tmp_path / "slurm-stand-ins/scancel.called").read_text() == "8\n"
+
+
+def test_what_serves_several_runs_ends_when_all_of_them_are_cancelled(
+    run: RunFolder, slurm_says: SlurmSays, tmp_path: Path
+):
+    other = RunFolder(tmp_path / "output-b").create()
+    for each in (run, other):
+        remember(each, [submitted("compare", "20", tmp_path / "jobs/5", runs=[str(run.root), str(other.root)])])
+    slurm_says("squeue", squeue("20 PENDING Dependency", "7 COMPLETED"))
+    slurm_says("scancel", "")
+    called = tmp_path / "slurm-stand-ins/scancel.called"
+    assert cancel_runs([run])[run] == ["compare 20: left, it serves 2 runs; name them all to end it"]
+    assert not called.exists()
+    assert cancel_runs([run, other])[run] == ["bbu-compare 20: cancelled (was PENDING)"]
+    assert called.read_text().startswith("20\n")
+
+
+def test_an_id_that_came_again_for_another_job_is_left_alone(run: RunFolder, slurm_says: SlurmSays, tmp_path: Path):
+    remember(run, [submitted("train", "8", tmp_path / "jobs/6")])  # a bbu-eval by now
+    slurm_says("squeue", squeue("8 RUNNING"))
+    assert cancel_runs([run])[run] == []
+
+
+def test_a_run_that_trains_here_is_told_of_and_not_touched(run: RunFolder, slurm_says: SlurmSays):
+    write_status(run, {key: value for key, value in TRAINING.items() if key != "SLURM_JOB_ID"})
+    slurm_says("squeue", "")
+    [told] = cancel_runs([run])[run]
+    assert "process 4711 on here" in told
+
+
+def test_when_slurm_does_not_answer_nothing_is_taken_for_gone(run: RunFolder, slurm_says: SlurmSays):
+    write_status(run, TRAINING)
+    slurm_says("squeue", "slurm_load_jobs error: Unable to contact slurm controller\n", 1)
+    assert state(run) == "training, Slurm does not answer"
+    for ask in (lambda: cancel_runs([run]), lambda: resumption(run)):
+        with pytest.raises(JobError, match="does not answer"):
+            ask()
+
+
+def test_one_unreadable_run_does_not_hide_the_others(run: RunFolder, slurm_says: SlurmSays):
+    slurm_says("squeue", squeue("7 RUNNING"))
+    other = RunFolder(run.root.with_name("output-b")).create()
+    other.status.write_text("{")
+    assert [view.state for view in views_of([other, run])] == ["status.json cannot be read", "RUNNING"]
+
+
+def test_a_second_training_that_failed_does_not_hide_the_first(run: RunFolder, slurm_says: SlurmSays, tmp_path: Path):
+    remember(run, [submitted("train", "17", tmp_path / "jobs/7")])
+    write_status(run, TRAINING)
+    slurm_says("squeue", squeue("7 RUNNING", "17 FAILED NonZeroExitCode 5:0"))
+    assert state(run) == "training, RUNNING"
 
 
 def test_cancel_leaves_a_schedule_to_the_other_runs_it_serves(run: RunFolder, slurm_says: SlurmSays, tmp_path: Path):
@@ -216,7 +274,7 @@ def test_cancel_leaves_a_schedule_to_the_other_runs_it_serves(run: RunFolder, sl
     schedule = Schedule("resubmit", 30, folder)
     done = Submission("eval-schedule", (), (folder,), None)
     remember(run, [record_of(done, "test", schedule.argv)])
-    assert cancel_run(run) == ["evals every 30 minutes: no more"]
+    assert cancel_runs([run])[run] == ["evals every 30 minutes: no more"]
     assert schedule.runs() == [f"{tmp_path}/output-b"] and not schedule.ended()
     assert views_of([run])[0].evals == "ended"
 

@@ -136,8 +136,13 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str
             findings.append(f"--set {text!r}: write key=value")
         elif key not in OWNERS:
             findings.append(_unknown(key, Path("--set"), OWNERS))
+        elif TYPES[key] is str:
+            values[key] = raw
         else:
-            values[key] = raw if TYPES[key] is str else yaml.load(raw, _Loader)
+            try:
+                values[key] = yaml.load(raw, _Loader)
+            except yaml.YAMLError:
+                findings.append(f"--set {text!r}: not a value in YAML")
     return values, findings
 
 

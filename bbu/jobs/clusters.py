@@ -132,6 +132,8 @@ def cross_findings(values: Mapping[str, Any]) -> Iterator[str]:
     if values["image_sha256"] and not values["image"]:
         yield "image_sha256: pins no image; name one under image, or state null"
     for kind in ("train", "convert", "eval"):
+        if "per gpu" in (values[kind]["memory"] or "") and not values[kind]["gpus_per_node"]:
+            yield f"{kind}.memory: is {values[kind]['memory']}, but gpus_per_node is 0; ask per cpu or per node"
         if values[kind]["gpu_type"] and not values[kind]["gpus_per_node"]:
             yield f"{kind}.gpu_type: is {values[kind]['gpu_type']}, but gpus_per_node is 0; state null"
 

@@ -19,25 +19,26 @@ from bbu.jobs.task import ContainerTask
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of one JobSpec: Slurm's ids (several, where an array had to be cut into chunks; none for a job
-    run here), for each a folder of logs and its number of elements; and the exit code of a job run here.
+    """What became of one JobSpec, or of one of the arrays that it had to be cut into.
+
+    job_ids: Slurm's, none for a job run here; folders: of logs, one for each id; exit_code: of a job run here;
+    first, size: which elements of the whole these are.
     """
 
     name: str
     job_ids: tuple[str, ...]
     folders: tuple[Path, ...]
     exit_code: int | None
-    sizes: tuple[int, ...] = (1,)
+    first: int = 0
+    size: int = 1
 
-    def part(self, index: int) -> tuple[Submission, int | None]:
-        """The array that holds element `index` of the whole, and its number there; None where it is no array."""
-        if not self.job_ids or sum(self.sizes) == 1:
-            return self, None
-        number = 0
-        while index >= self.sizes[number]:
-            index, number = index - self.sizes[number], number + 1
-        job, folder, size = self.job_ids[number], self.folders[number], self.sizes[number]
-        return Submission(self.name, (job,), (folder,), self.exit_code, (size,)), index if size > 1 else None
+    def has(self, index: int) -> bool:
+        """Whether element `index` of the whole is among these."""
+        return self.first <= index < self.first + self.size
+
+    def element(self, index: int) -> int | None:
+        """Its number in the array; None where this is no array."""
+        return index - self.first if self.size > 1 and self.job_ids else None
 
 
 Note = Callable[[Submission], None]
@@ -65,7 +66,8 @@ def new_folder(name: str, profile: ClusterProfile) -> Path:
     """A folder of its own per submission: submitit names files by job id, and process ids come again."""
     root = Path(profile.work_folder).absolute()
     root.mkdir(parents=True, exist_ok=True)
-    (root / ".gitignore").write_text("*\n")  # it may lie in the checkout
+    if not (root / ".gitignore").exists():  # it may lie in the checkout, and be shared
+        (root / ".gitignore").write_text("*\n")
     folder = Path(tempfile.mkdtemp(prefix=f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-", dir=root))
     folder.chmod(0o755)
     return folder

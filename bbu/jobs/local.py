@@ -27,7 +27,7 @@ def run_here(spec: JobSpec, profile: ClusterProfile, home: Path, tell: Callable[
         tell(f"{spec.name}: {spec.nodes} nodes asked for, there is one: {spec.tasks} tasks run on it")
     folder = new_folder(spec.name, profile)
     tell(f"{spec.name}: logs {folder}")
-    note(Submission(spec.name, (), (folder,), None, (len(spec.commands),)))
+    note(Submission(spec.name, (), (folder,), None, 0, len(spec.commands)))
     first_bad = 0
     for index, task in enumerate(tasks_of(spec, profile, home)):  # as in Slurm, an element does not end the others
         if code := run_element(task, spec, folder):

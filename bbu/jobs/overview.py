@@ -1,20 +1,22 @@
-"""How runs stand: by the trainer's own status file, then squeue, scontrol, and accounting where there is any."""
+"""How runs stand: by the trainer's own status file, then squeue, and accounting where there is any."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bbu.errors import CheckpointError, JobError
 from bbu.jobs.queue import QueuedJob, jobs_of, restarts_of, summary
 from bbu.jobs.records import JobRecord, remembered
 from bbu.jobs.schedule import FAILED, Schedule
 from bbu.jobs.tools import flat, ids_of, jobs_of_run
 from bbu.rundir import RunFolder, age_of, read_status
 
-SCHEDULED, ENDED, BROKEN = "scheduled", "ended", "BROKEN"
+SCHEDULED, ENDED, BROKEN, UNKNOWN = "scheduled", "ended", "BROKEN", "unknown"
+SILENT = "Slurm does not answer"
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,20 @@ class RunView:
     def evals(self) -> str:
         """The worst that is to be said of its scheduled evals; empty without any."""
         states = {schedule.state for schedule in self.schedules}
-        return next((state for state in (BROKEN, SCHEDULED, ENDED) if state in states), "")
+        return next((state for state in (BROKEN, UNKNOWN, SCHEDULED, ENDED) if state in states), "")
 
     @property
     def training(self) -> JobView | None:
-        """The newest training job."""
-        return next((job for job in reversed(self.jobs) if job.name == "train"), None)
+        """The training job that lives, else the newest: a second one fails while the first holds the folder."""
+        found = [job for job in reversed(self.jobs) if job.name == "train"]
+        return next((job for job in found if job.is_live), found[0] if found else None)
 
     @property
     def state(self) -> str:
         """What it does, in a word or two: the phase of the trainer, and of its job what that does not say."""
         phase, job = self.status.get("phase"), self.training
+        if job is not None and job.text == SILENT:
+            return f"{phase or 'not begun'}, {SILENT}"
         if job is None or not job.jobs:
             return "lost: no job, no heartbeat" if self.is_stale else str(phase or "not begun")
         if phase == "completed" and not job.is_live:
@@ -85,14 +90,33 @@ class RunView:
 def views_of(runs: Sequence[RunFolder]) -> list[RunView]:
     """Look at runs; Slurm is asked once for all of them."""
     records = {run.root: remembered(run) for run in runs}
-    known = jobs_of({job for run in runs for job in ids_of(run, records[run.root])})
-    return [view_of(run, records[run.root], known) for run in runs]
+    statuses = {run.root: status_of(run) for run in runs}
+    known = ask_slurm({job for run in runs for job in ids_of(records[run.root], statuses[run.root])})
+    return [view_of(run, records[run.root], statuses[run.root], known) for run in runs]
 
 
-def view_of(run: RunFolder, records: Sequence[JobRecord], known: dict[str, list[QueuedJob]]) -> RunView:
-    status = read_status(run) or {}
+Known = dict[str, list[QueuedJob]] | None
+"""Jobs by id; None where Slurm does not answer."""
+
+
+def ask_slurm(ids: Collection[str]) -> Known:
+    try:
+        return jobs_of(ids)
+    except JobError:
+        return None
+
+
+def status_of(run: RunFolder) -> dict[str, Any]:
+    """What the trainer says; one file that cannot be read is not to hide all other runs."""
+    try:
+        return read_status(run) or {}
+    except CheckpointError:
+        return {"phase": "status.json cannot be read"}
+
+
+def view_of(run: RunFolder, records: Sequence[JobRecord], status: Mapping[str, Any], known: Known) -> RunView:
     jobs = [job_view(record, known) for record in records if not record.is_schedule]
-    jobs += by_sbatch(status, jobs, known)
+    jobs += by_sbatch(status, jobs, known or {})
     training = [job for view in jobs if view.name == "train" for job in view.jobs]
     told = int(status.get("SLURM_RESTART_COUNT") or 0)
     return RunView(
@@ -105,11 +129,13 @@ def view_of(run: RunFolder, records: Sequence[JobRecord], known: dict[str, list[
     )
 
 
-def job_view(record: JobRecord, known: dict[str, list[QueuedJob]]) -> JobView:
+def job_view(record: JobRecord, known: Known) -> JobView:
     """A job that ended badly says how; one that ran here has no state of Slurm's."""
-    jobs = jobs_of_run(record, known)
     if not record.ids:
         return JobView(record.name, (), "ran here", ())
+    if known is None:
+        return JobView(record.name, record.ids, SILENT, ())
+    jobs = jobs_of_run(record, known)
     text = summary(jobs) if jobs else "gone"
     codes = sorted({job.exit_code for job in jobs if job.exit_code})
     text += f", exit code {', '.join(map(str, codes))}" if codes else ""
@@ -121,24 +147,26 @@ def by_sbatch(status: Mapping[str, Any], views: Sequence[JobView], known: dict[s
     number = status.get("SLURM_JOB_ID")
     if number is None or any(job.number == number for view in views for job in view.jobs):
         return []
-    found = [job for job in flat(known) if job.number == number]
+    found = [job for job in flat(known) if job.number == number and job.name.startswith("bbu-")]
     return [JobView("train", (number,), summary(found), tuple(found))] if found else []
 
 
-def schedule_view(record: JobRecord, run: RunFolder, known: dict[str, list[QueuedJob]]) -> ScheduleView:
+def schedule_view(record: JobRecord, run: RunFolder, known: Known) -> ScheduleView:
     """How evals come again, and whether they really do."""
     schedule = Schedule.read(record.argv)
     state, text = schedule_state(schedule, run, known)
     return ScheduleView(state, f"every {schedule.minutes} minutes by {schedule.mode}: {text}")
 
 
-def schedule_state(schedule: Schedule, run: RunFolder, known: dict[str, list[QueuedJob]]) -> tuple[str, str]:
+def schedule_state(schedule: Schedule, run: RunFolder, known: Known) -> tuple[str, str]:
     if not schedule.folder.is_dir():
         return BROKEN, f"{schedule.folder} is gone"
     if ended := schedule.ended():
         return (BROKEN if ended.startswith(FAILED) else ENDED), ended
     if str(run.root) not in schedule.runs():
         return ENDED, "cancelled for this run"
+    if known is None:
+        return UNKNOWN, SILENT
     jobs = [job for key in schedule.job_keys() for job in known.get(key, [])]
     waiting = [job for job in jobs if job.is_live]
     if not waiting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +16,22 @@ from bbu.jobs.sweep import point_name
 from bbu.rundir import RunFolder
 
 Command = tuple[str, ...]
-TABLE = "table.md"
+TABLE, DEFAULT_CONFIG = "table.md", "base_flat"
 PER_POINT = ("train", "eval")
 """Jobs of a sweep that have an element for each of its points; the others serve all."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One command line of bbu.submit. config and overrides go on to every entry; `points` of a sweep, empty without
-    one; runs: folders that an eval was asked for, empty for the config's own.
+    """One command line of bbu.submit. config (None where none was named) and overrides go on to every entry; `points`
+    of a sweep, empty without one; runs: folders that an eval was asked for, empty for the config's own.
     """
 
     job: str
     nodes: int
     gpus_per_node: int | None
     cluster: str
-    config: str
+    config: str | None
     use_new_config: bool
     overrides: tuple[str, ...]
     demo: bool = False
@@ -40,8 +41,17 @@ class Request:
     @property
     def run_arguments(self) -> Command:
         """The part of the command line that every entry understands."""
+        return ("--config", self.config_name, *self.settings)
+
+    @property
+    def config_name(self) -> str:
+        return self.config or DEFAULT_CONFIG
+
+    @property
+    def settings(self) -> Command:
+        """What comes after the name of the config."""
         form = ("--use-new-config",) if self.use_new_config else ()
-        return ("--config", self.config, *form, *(part for each in self.overrides for part in ("--set", each)))
+        return (*form, *(part for each in self.overrides for part in ("--set", each)))
 
     def again(self) -> Command:
         """The command line that trains the same run on."""
@@ -120,14 +130,17 @@ def training(request: Request, profile: ClusterProfile, config: DirectConfig) ->
 def with_gpus(resources: Resources, gpus: int | None) -> Resources:
     if gpus is None:
         return resources
-    return dataclasses.replace(resources, gpus_per_node=gpus, gpu_type=resources.gpu_type if gpus else None)
+    if gpus:
+        return dataclasses.replace(resources, gpus_per_node=gpus)
+    memory = None if "per gpu" in (resources.memory or "") else resources.memory
+    return dataclasses.replace(resources, gpus_per_node=0, gpu_type=None, memory=memory)
 
 
 def sweep_requests(request: Request, config: DirectConfig) -> list[Request]:
     """One for each point. Raises ConfigError where two points would share a run folder."""
     base = config.infrastructure.run_name
-    names = [point_name(base, point) for point in request.points]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    names = Counter(point_name(base, point) for point in request.points)
+    if twice := sorted(name for name, times in names.items() if times > 1):
         raise ConfigError(
             f"--sweep: two runs would be called {twice[0]}; choose values that differ in letters or digits"
         )
@@ -135,22 +148,23 @@ def sweep_requests(request: Request, config: DirectConfig) -> list[Request]:
 
 
 def sweep_folders(request: Request, config: DirectConfig) -> list[RunFolder]:
-    base, root = config.infrastructure.run_name, config.infrastructure.output_root
+    base, root = config.infrastructure.run_name, Path(config.infrastructure.output_root).resolve()
     return [RunFolder.of(root, point_name(base, point)) for point in request.points]
 
 
 def evaluation(request: Request, profile: ClusterProfile, config: DirectConfig) -> JobSpec:
     """Score what runs have left unscored, on one GPU if there is one; an element for each run of a sweep.
 
-    The config is the one that each checkpoint was trained with, but for the config's own run, as ever. It does not
+    For runs that are named the config is the one of each checkpoint, unless one is named too. The job does not
     mind how the training ended: what was saved can be scored. (Slurm 24.11 also calls a job PREEMPTED that was
     preempted in PreemptMode=CANCEL, went on after a requeue and ended well.)
     """
     score = ("-m", "bbu.eval")
     if request.points:
-        commands = tuple((*score, "--pending", str(run.root.absolute())) for run in sweep_folders(request, config))
+        commands = tuple((*score, "--pending", str(run.root)) for run in sweep_folders(request, config))
     elif request.runs:
-        commands = ((*score, "--pending", *(str(Path(run).absolute()) for run in request.runs)),)
+        named = ("--config", request.config) if request.config else ()
+        commands = ((*score, *named, *request.settings, "--pending", *request.runs),)
     else:
         commands = ((*score, *request.run_arguments, "--pending", str(run_folder(config).root)),)
     gpus = profile.eval.gpus_per_node if request.gpus_per_node is None else request.gpus_per_node
@@ -161,11 +175,11 @@ def evaluation(request: Request, profile: ClusterProfile, config: DirectConfig) 
 def comparison(request: Request, profile: ClusterProfile, config: DirectConfig) -> JobSpec:
     """The table of a sweep, when all is done, into a folder of its own."""
     folder = sweep_folder(config)
-    runs = [str(run.root.absolute()) for run in sweep_folders(request, config)]
+    runs = [str(run.root) for run in sweep_folders(request, config)]
     command = ("-m", "bbu.status", *runs, "--compare", "--out", str(folder / TABLE))
     return dataclasses.replace(host_job("compare", (command,), profile.convert), after_any=True)
 
 
 def sweep_folder(config: DirectConfig) -> Path:
     infra = config.infrastructure
-    return (Path(infra.output_root) / f"sweep-{infra.run_name}").absolute()
+    return Path(infra.output_root).resolve() / f"sweep-{infra.run_name}"

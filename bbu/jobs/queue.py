@@ -6,7 +6,8 @@ import dataclasses
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ DEFAULT_MAX_ARRAY = 1001
 LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD",
                   "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})  # fmt: skip
 """States of a job that has not ended."""
+UNANSWERED = "unanswered"
+JOB_PREFIXES, NO_JOB = ("SLURM_", "SLURMD_", "SUBMITIT_"), ("SLURM_CONF", "SLURM_CLUSTERS")
+"""Variables that a job sets, and those among them that are of the site."""
 SQUEUE_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "exit_code", "Name", "JobID")
 SACCT_FIELDS = ("JobID", "State", "ExitCode", "JobName")
 
@@ -73,9 +77,9 @@ def requeue(environ: Mapping[str, str], max_requeues: int) -> bool:
     if restarts >= max_requeues:
         tell(f"job {job} was restarted {restarts} times, the most allowed (max_requeues); not requeued")
         return False
-    code, state, _ = call(["squeue", "-h", "-j", job, "-o", "%T"])
-    if code == 0 and state.strip() not in ("RUNNING", "SIGNALING"):
-        tell(f"job {job} is {state.strip() or 'gone'}: Slurm is ending it, so it is not requeued from here")
+    state = state_of(job)
+    if state not in ("RUNNING", "SIGNALING", UNANSWERED):
+        tell(f"job {job} is {state or 'gone'}: Slurm is ending it, so it is not requeued from here")
         return False
     code, _, why = call(["scontrol", "requeue", job])
     if code:
@@ -83,6 +87,26 @@ def requeue(environ: Mapping[str, str], max_requeues: int) -> bool:
         return False
     tell(f"job {job} saved its state and is requeued (restart {restarts + 1} of {max_requeues})")
     return True
+
+
+def state_of(job: str) -> str:
+    """A job's state, asked for more than once: a controller may be busy. UNANSWERED where none comes."""
+    for wait_s in (1, 3, 0):
+        code, state, _ = call(["squeue", "-h", "-j", job, "-o", "%T"])
+        if code == 0:
+            return state.strip()
+        time.sleep(wait_s)
+    return UNANSWERED
+
+
+def leave_job(environ: MutableMapping[str, str]) -> None:
+    """Forget the job that this process runs in, if any: what it submits is not part of that.
+
+    Slurm hands on the caller's environment, and the outer job's array index, restart count or memory would be taken
+    for the new one's own.
+    """
+    for name in [name for name in environ if name.startswith(JOB_PREFIXES) and name not in NO_JOB]:
+        del environ[name]
 
 
 def tell(text: str) -> None:
@@ -129,7 +153,8 @@ def jobs_of(ids: Collection[str]) -> dict[str, list[QueuedJob]]:
 
     Three questions at most, however many jobs: squeue for the caller's own, squeue again for what that leaves out
     (others' jobs), and accounting, where there is any, for what ended longer ago than MinJobAge. squeue knows as much
-    as scontrol, which would have to be asked for each job. No Slurm at all is an empty answer.
+    as scontrol, which would have to be asked for each job. No Slurm at all is an empty answer; one that does not
+    answer is a JobError.
     """
     found: dict[str, list[QueuedJob]] = {}
     if not ids or shutil.which("squeue") is None:
@@ -150,9 +175,14 @@ def collect(found: dict[str, list[QueuedJob]], ids: Collection[str], jobs: Itera
 
 
 def from_squeue(*which: str) -> list[QueuedJob]:
-    """The jobs that Slurm still has, ended ones within MinJobAge included; none if it knows none of them."""
+    """The jobs that Slurm still has, ended ones within MinJobAge included; none if it knows none of them.
+
+    Raises JobError where it does not answer: that is not the same as having no jobs.
+    """
     wanted = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
-    code, out, _ = call(["squeue", "-h", "-r", "-t", "all", "-O", wanted, *which])
+    code, out, error = call(["squeue", "-h", "-r", "-t", "all", "-O", wanted, *which])
+    if code and "Invalid job id" not in error:
+        raise JobError(f"squeue does not answer: {' '.join(error.split()) or f'exit code {code}'}")
     lines = [] if code else out.splitlines()
     return [read_job(dict(zip(SQUEUE_FIELDS, line.split("|"), strict=False))) for line in lines]
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bbu.errors import JobError
+from bbu.errors import CheckpointError, JobError
 from bbu.jobs.launch import Submission
 from bbu.rundir import RunFolder
 
@@ -22,14 +22,16 @@ SCHEDULE = "eval-schedule"
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job of a run. ids: Slurm's, one for each array; none for a job that ran here. element: the run's own in an
-    array that serves several runs, else None. folders: where its logs lie, one for each id. argv: the command line
-    of bbu.submit that does the same again, from the folder `cwd`. submitted: seconds since the epoch.
+    """One job of a run. ids: Slurm's, none for a job that ran here. element: the run's own in an array that serves
+    several runs, else None. runs: all the run folders that it serves, where those are several. folders: where its
+    logs lie, one for each id. argv: the command line of bbu.submit that trains the run, from the folder `cwd`; of a
+    schedule, how it is kept. submitted: seconds since the epoch.
     """
 
     name: str
     ids: tuple[str, ...]
     element: int | None
+    runs: tuple[str, ...]
     folders: tuple[str, ...]
     cluster: str
     argv: tuple[str, ...]
@@ -42,12 +44,20 @@ class JobRecord:
 
 
 def record_of(
-    done: Submission, cluster: str, argv: Sequence[str], element: int | None = None, name: str | None = None
+    done: Submission, cluster: str, argv: Sequence[str], element: int | None = None, runs: Sequence[str] = ()
 ) -> JobRecord:
     """What to remember of a submission made just now, from the current folder."""
     folders = tuple(str(folder) for folder in done.folders)
     return JobRecord(
-        name or done.name, done.job_ids, element, folders, cluster, tuple(argv), str(Path.cwd()), time.time()
+        name=done.name,
+        ids=done.job_ids,
+        element=element,
+        runs=tuple(runs),
+        folders=folders,
+        cluster=cluster,
+        argv=tuple(argv),
+        cwd=str(Path.cwd()),
+        submitted=time.time(),
     )
 
 
@@ -64,7 +74,10 @@ def remembered(run: RunFolder) -> list[JobRecord]:
     if not run.jobs.is_file():
         return []
     lines = run.jobs.read_text(encoding="utf-8").splitlines()
-    return [read_record(json.loads(line)) for line in lines if line.strip()]
+    try:
+        return [read_record(json.loads(line)) for line in lines if line.strip()]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{run.jobs}: damaged ({error}); remove the line that is no job") from error
 
 
 def read_record(fields: dict[str, Any]) -> JobRecord:

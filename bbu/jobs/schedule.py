@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -58,7 +59,9 @@ class Schedule:
         return cls(mode, int(minutes), Path(folder))
 
     def runs(self) -> list[str]:
-        return (self.folder / RUNS).read_text(encoding="utf-8").splitlines()
+        """The run folders it serves; none where its folder was cleaned away."""
+        path = self.folder / RUNS
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def job_ids(self) -> list[str]:
         """Of jobs that submitted each other, oldest first."""
@@ -120,15 +123,15 @@ def create(mode: str, minutes: int, runs: Sequence[Path], profile: ClusterProfil
 def script(schedule: Schedule, profile: ClusterProfile, home: Path) -> str:
     """The batch script. It states the caller's PATH: a scrontab's jobs begin with hardly any environment."""
     environment = container_environment(profile, home, profile.eval.gpus_per_node)
-    environment |= {"BBU_SCHEDULE": str(schedule.folder)}
+    environment |= {"BBU_SCHEDULE": str(schedule.folder)} | ({} if profile.image else {"BBU_PYTHON": sys.executable})
     if schedule.mode == "resubmit":
         environment |= {"BBU_EVERY": str(schedule.minutes)}
     lines = [
-        "#!/bin/bash",
+        "#!/bin/bash -l" if profile.modules else "#!/bin/bash",  # `module` is a function of a login shell
         f"# Evals every {schedule.minutes} minutes, by {schedule.mode}; `bbu.submit cancel RUN` ends them.",
         *(f"#SBATCH {option}" for option in options(schedule, profile)),
         "",
-        f"PATH={shlex.quote(caller_path())}:$PATH",
+        f"export PATH={shlex.quote(caller_path())}",  # alone: jobs that submit each other would lengthen it for ever
         *(f"module load {module}" for module in profile.modules),
         *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
         f"mapfile -t runs <{shlex.quote(str(schedule.folder / RUNS))}",
@@ -148,8 +151,8 @@ def options(schedule: Schedule, profile: ClusterProfile) -> list[str]:
         f"--job-name={schedule.name}",
         "--nodes=1",
         "--ntasks-per-node=1",
-        f"--chdir={Path.cwd()}",
-        f"--output={schedule.folder}/%j.out",
+        f"--chdir={shlex.quote(str(Path.cwd()))}",
+        f"--output={shlex.quote(str(schedule.folder).replace('%', '%%') + '/%j.out')}",
         "--open-mode=append",
         f"--signal=USR2@{profile.signal_seconds}",
         *(["--no-requeue"] if schedule.mode == "resubmit" else []),
@@ -158,14 +161,21 @@ def options(schedule: Schedule, profile: ClusterProfile) -> list[str]:
 
 
 def start(schedule: Schedule, profile: ClusterProfile) -> str:
-    """Begin: install the scrontab's entry, or submit the first job; its id. Raises JobError if Slurm refuses."""
+    """Begin: install the scrontab's entry, or submit the first job; its id.
+
+    Raises JobError if Slurm refuses; then nothing is left behind.
+    """
     if schedule.mode == "resubmit":
         job = ask(["sbatch", "--parsable", str(schedule.folder / SCRIPT)]).strip().partition(";")[0]
         with (schedule.folder / JOBS).open("a") as file:
             file.write(f"{job}\n")
         return job
     write_scrontab([*without(scrontab_lines(), schedule.name), *entry(schedule, profile)])
-    return find_job(schedule.name)
+    try:
+        return find_job(schedule.name)
+    except JobError:
+        take_out(schedule)
+        raise
 
 
 def entry(schedule: Schedule, profile: ClusterProfile) -> list[str]:
@@ -219,21 +229,26 @@ def find_job(name: str) -> str:
 
 
 def drop(schedule: Schedule, run: Path) -> bool:
-    """Take a run out of a schedule, and end that with its last run; False if it was not in it."""
-    runs = schedule.runs()
-    if str(run) not in runs or schedule.ended():
-        return False
-    rest = [line for line in runs if line != str(run)]
-    write_atomic(schedule.folder / RUNS, "".join(f"{line}\n" for line in rest))
+    """Take a run out of a schedule, and end that with its last run; False if there was nothing to take out.
+
+    The scrontab comes first: if it cannot be written, the same call may be made again.
+    """
+    rest = [line for line in schedule.runs() if line != str(run)]
+    entered = not rest and take_out(schedule)
+    if not schedule.folder.is_dir() or str(run) not in schedule.runs():
+        return entered
     if not rest:
-        end(schedule)
+        write_atomic(schedule.folder / ENDED, "cancelled\n")
+    write_atomic(schedule.folder / RUNS, "".join(f"{line}\n" for line in rest))
     return True
 
 
-def end(schedule: Schedule) -> None:
-    """Let no further eval come. One that waits or runs is the caller's to cancel."""
-    write_atomic(schedule.folder / ENDED, "cancelled\n")
-    if schedule.mode == "scrontab":
-        lines = scrontab_lines()
-        if (left := without(lines, schedule.name)) != lines:
-            write_scrontab(left)
+def take_out(schedule: Schedule) -> bool:
+    """Take a schedule's entry out of the scrontab; False if there is none."""
+    if schedule.mode != "scrontab":
+        return False
+    lines = scrontab_lines()
+    left = without(lines, schedule.name)
+    if left != lines:
+        write_scrontab(left)
+    return left != lines

@@ -27,13 +27,16 @@ def submit_to_slurm(
     submitted: dict[str, Submission] = {}
     for spec in specs:
         before = waited_for(spec, {name: done.job_ids for name, done in submitted.items()})
-        parts = [(*sbatch(chunk, profile, home, before), len(chunk.commands)) for chunk in spec.chunks(most)]
-        ids, folders, sizes = zip(*parts, strict=True)
-        submitted[spec.name] = Submission(spec.name, ids, folders, None, sizes)
-        note(submitted[spec.name])
         waits = f" after {', '.join(before)}" if before else ""
-        for job, folder, _ in parts:
+        ids: list[str] = []
+        folders: list[Path] = []
+        for number, chunk in enumerate(spec.chunks(most)):
+            job, folder = sbatch(chunk, profile, home, before)
+            note(Submission(spec.name, (job,), (folder,), None, number * most, len(chunk.commands)))
             tell(f"{spec.name}: job {job}{waits}, logs {folder}")
+            ids.append(job)
+            folders.append(folder)
+        submitted[spec.name] = Submission(spec.name, tuple(ids), tuple(folders), None, 0, len(spec.commands))
     return list(submitted.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 
@@ -19,20 +20,26 @@ def grid(axes: Sequence[str]) -> list[tuple[str, ...]]:
     findings = [finding for axis in axes for finding in axis_findings(axis)]
     keys = [axis.partition("=")[0] for axis in axes]
     findings += [f"--sweep {key}: given twice; list all its values in one" for key in set(keys) if keys.count(key) > 1]
+    points = math.prod(len(values_of(axis)) for axis in axes)
+    if points > MOST_POINTS:
+        findings.append(f"--sweep: {points} runs; at most {MOST_POINTS} in one submission")
     if findings:
         raise ConfigError(*findings)
-    values = [
-        [f"{key}={value}" for value in axis.partition("=")[2].split(",")] for key, axis in zip(keys, axes, strict=True)
-    ]
-    points = list(itertools.product(*values))
-    if len(points) > MOST_POINTS:
-        raise ConfigError(f"--sweep: {len(points)} runs; at most {MOST_POINTS} in one submission")
-    return points
+    return list(
+        itertools.product(
+            *([f"{key}={value}" for value in values_of(axis)] for key, axis in zip(keys, axes, strict=True))
+        )
+    )
+
+
+def values_of(axis: str) -> list[str]:
+    """The values of `key=a,b`; a comma inside of brackets belongs to a list."""
+    return re.split(r",(?![^\[]*\])", axis.partition("=")[2])
 
 
 def axis_findings(axis: str) -> list[str]:
-    key, equals, text = axis.partition("=")
-    values = text.split(",")
+    key, equals, _ = axis.partition("=")
+    values = values_of(axis)
     if not equals or not key or not all(values):
         return [f"--sweep {axis!r}: write key=value,value"]
     if key in ("run_name", "output_root"):

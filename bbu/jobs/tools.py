@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bbu.errors import CheckpointError, JobError
 from bbu.jobs.queue import QueuedJob, cancel, jobs_of, live, summary
@@ -16,67 +18,106 @@ from bbu.rundir import RunFolder, read_status
 
 def known_run(folder: str) -> RunFolder:
     """The run folder of that name. Raises CheckpointError for one that is none."""
-    run = RunFolder(Path(folder).absolute())
+    run = RunFolder(Path(folder).resolve())
     if not (run.jobs.is_file() or run.config.is_file()):
         raise CheckpointError(f"{folder}: not a run folder; name an output-{{run_name}} folder")
     return run
 
 
-def ids_of(run: RunFolder, records: Sequence[JobRecord]) -> list[str]:
+def ids_of(records: Sequence[JobRecord], status: Mapping[str, Any]) -> list[str]:
     """Slurm's ids of everything that was submitted for a run, and of the job that trains it by sbatch."""
     ids = [job for record in records for job in record.ids]
     ids += [key for record in records if record.is_schedule for key in Schedule.read(record.argv).job_keys()]
-    status = read_status(run) or {}
     trained_by = status.get("SLURM_ARRAY_JOB_ID") or status.get("SLURM_JOB_ID")
     return list(dict.fromkeys([*ids, *([trained_by] if trained_by else [])]))
 
 
 def jobs_of_run(record: JobRecord, known: dict[str, list[QueuedJob]]) -> list[QueuedJob]:
-    """The jobs of one record that are this run's: of an array that several runs share, its own element."""
-    found = [job for array in record.ids for job in known.get(array, [])]
+    """The jobs of one record that are this run's: of an array that several runs share, its own element.
+
+    They must have the record's name: another cluster, or a controller that began anew, may give an id again.
+    """
+    found = [job for array in record.ids for job in known.get(array, []) if job.name == f"bbu-{record.name}"]
     return [job for job in found if record.element is None or job.element in ("", str(record.element))]
 
 
-def live_jobs(run: RunFolder) -> list[QueuedJob]:
-    """A run's jobs in the queue or running, its schedule's own left out: that may serve other runs too."""
-    records = remembered(run)
-    known = jobs_of(ids_of(run, records))
-    ours = [job for record in records if not record.is_schedule for job in jobs_of_run(record, known)]
-    status = read_status(run) or {}
-    by_sbatch = [job for job in flat(known) if job.number == status.get("SLURM_JOB_ID")]
+def live_jobs(run: RunFolder, together: Collection[str] = ()) -> list[QueuedJob]:
+    """A run's jobs in the queue or running; not its schedule's, nor any that also serves runs besides `together`."""
+    records, status = remembered(run), read_status(run) or {}
+    known = jobs_of(ids_of(records, status))
+    ours = [job for record in records if not serves_others(record, together) for job in jobs_of_run(record, known)]
+    by_sbatch = [job for job in flat(known) if job.number == status.get("SLURM_JOB_ID") and job.name.startswith("bbu-")]
     return live({job.id: job for job in [*ours, *by_sbatch]}.values())
+
+
+def serves_others(record: JobRecord, together: Collection[str]) -> bool:
+    return record.is_schedule or bool(set(record.runs) - set(together))
 
 
 def flat(known: dict[str, list[QueuedJob]]) -> list[QueuedJob]:
     return [job for jobs in known.values() for job in jobs]
 
 
-def cancel_run(run: RunFolder) -> list[str]:
-    """End all jobs of a run and take it out of its schedules; what was done, in words. What is saved stays."""
+def cancel_runs(runs: Sequence[RunFolder]) -> dict[RunFolder, list[str]]:
+    """End all jobs of some runs and take them out of their schedules; what was done, in words. What is saved stays.
+
+    A job that serves several runs ends only when all of them are named.
+    """
+    together = {str(run.root) for run in runs}
+    return {run: [*end_schedules(run), *end_jobs(run, together)] for run in runs}
+
+
+def end_schedules(run: RunFolder) -> list[str]:
     told: list[str] = []
-    schedules = [Schedule.read(record.argv) for record in remembered(run) if record.is_schedule]
-    for schedule in schedules:
-        if schedule.folder.is_dir() and drop(schedule, run.root):
-            told.append(f"evals every {schedule.minutes} minutes: no more")
-            if not schedule.ended():  # it serves other runs
-                continue
-            if left := live(flat(jobs_of(schedule.job_keys()))):
-                cancel([job.id for job in left])
-    if jobs := live_jobs(run):
-        cancel([job.id for job in jobs])
-        told += [f"{job.name} {job.id}: cancelled (was {job.state})" for job in jobs]
+    for schedule in (Schedule.read(record.argv) for record in remembered(run) if record.is_schedule):
+        if not drop(schedule, run.root):
+            continue
+        told.append(f"evals every {schedule.minutes} minutes: no more")
+        waiting = [] if schedule.runs() else live(flat(jobs_of(schedule.job_keys())))
+        if waiting:
+            cancel([job.id for job in waiting])
     return told
+
+
+def end_jobs(run: RunFolder, together: Collection[str]) -> list[str]:
+    jobs = live_jobs(run, together)
+    if jobs:
+        cancel([job.id for job in jobs])
+    told = [f"{job.name} {job.id}: cancelled (was {job.state})" for job in jobs]
+    shared = [record for record in remembered(run) if record.runs and serves_others(record, together)]
+    known = jobs_of([job for record in shared for job in record.ids])
+    told += [
+        f"{record.name} {', '.join(record.ids)}: left, it serves {len(record.runs)} runs; name them all to end it"
+        for record in shared
+        if live(jobs_of_run(record, known))
+    ]
+    return told or local_run(run)
+
+
+def local_run(run: RunFolder) -> list[str]:
+    """A run that trains outside of Slurm is not ours to end, but ours to tell of."""
+    status = read_status(run) or {}
+    if status.get("phase") != "training" or "SLURM_JOB_ID" in status:
+        return []
+    return [f"trains outside of Slurm, as process {status['pid']} on {status['host']}: stop it there (Ctrl-C, or kill)"]
 
 
 def resumption(run: RunFolder) -> JobRecord:
     """The record of the training that goes on. Raises JobError where nothing is to be done, or it is under way."""
     record = newest(run, "train")
     if (read_status(run) or {}).get("phase") == "completed":
-        raise JobError(f"{run.root}: completed; raise max_steps or num_train_epochs to train further")
+        raise JobError(f"{run.root}: completed; to train further, submit it with more max_steps or num_train_epochs")
     busy = [job for job in live_jobs(run) if job.name == "bbu-train"]
     if busy:
         raise JobError(f"{run.root}: job {busy[0].id} is {summary(busy)}; nothing to resume")
-    return record
+    if not run.config.is_file():
+        return record  # it has not begun
+    return dataclasses.replace(record, argv=(*before_config(record.argv), "--config", str(run.config)))
+
+
+def before_config(argv: Sequence[str]) -> tuple[str, ...]:
+    """A command line without its run config: a run goes on with the settings that it began with."""
+    return tuple(argv[: argv.index("--config")])
 
 
 def log_files(run: RunFolder, name: str | None, rank: str) -> list[str]:

@@ -108,7 +108,7 @@ def test_it_goes_on_where_it_stopped_and_is_done(day: Day) -> None:
 
 def test_the_scheduled_evals_score_come_again_and_end_with_the_run(day: Day) -> None:
     seen = day.until(lambda seen: seen["schedules"][0]["state"] == "ended", timeout=90)
-    assert "all runs are completed" in seen["schedules"][0]["text"], seen
+    assert "all runs are over" in seen["schedules"][0]["text"], seen
     [folder] = day.user.home.glob("jobs/*-eval-schedule-*")
     ids = (folder / "jobs").read_text().split()
     assert len(ids) >= 2

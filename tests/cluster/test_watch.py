@@ -85,7 +85,7 @@ def test_a_failed_job_is_seen_with_its_exit_code(user: User, trained: str) -> No
 
 
 def test_status_can_be_watched_and_scripted(user: User, trained: str) -> None:
-    line = f"timeout -s INT 3 {user.cluster.python} -m bbu.status output-watched --watch 1"
+    line = f"timeout -s INT 3 {user.cluster.python} -m bbu.status output-watched --watch --interval 1"
     told = user.cluster.run(line, cwd=user.home, env=user.env, check=False).stdout
     assert told.count("watched  completed") >= 2, told
 

@@ -134,11 +134,12 @@ def test_an_array_too_big_for_the_site_becomes_several():
     assert [command for part in whole.chunks(20) for command in part.commands] == list(whole.commands)
 
 
-def test_an_element_is_found_in_its_part_of_a_cut_array(tmp_path: Path):
-    done = Submission("train", ("7", "8", "9"), (tmp_path, tmp_path, tmp_path), None, (20, 20, 1))
-    assert [(part.job_ids, element) for part, element in map(done.part, (0, 19, 20, 40))] == [
-        (("7",), 0), (("7",), 19), (("8",), 0), (("9",), None),
-    ]  # fmt: skip
+def test_an_element_is_found_in_its_part_of_a_cut_array():
+    first, second, last = (
+        Submission("train", (str(n),), (), None, 20 * n, size) for n, size in ((0, 20), (1, 20), (2, 1))
+    )
+    assert [part.has(20) for part in (first, second, last)] == [False, True, False]
+    assert (first.element(19), second.element(20), last.element(40)) == (19, 0, None)
 
 
 def test_a_slurm_profile_without_slurm_is_refused(monkeypatch: pytest.MonkeyPatch):

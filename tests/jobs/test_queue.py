@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bbu.jobs.queue import QueuedJob, jobs_of, own_id, restarts_of, shell_code, summary
+from bbu.errors import JobError
+from bbu.jobs.queue import QueuedJob, jobs_of, leave_job, own_id, restarts_of, shell_code, summary
 from tests.conftest import SlurmSays
 
 
@@ -77,3 +78,21 @@ def test_without_accounting_an_old_job_is_unknown_and_nothing_fails(slurm_says: 
 def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     assert jobs_of({"7"}) == {}
+
+
+def test_a_slurm_that_does_not_answer_is_no_empty_queue(slurm_says: SlurmSays):
+    slurm_says("squeue", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)
+    with pytest.raises(JobError, match="squeue does not answer"):
+        jobs_of({"7"})
+
+
+def test_what_is_submitted_knows_nothing_of_the_job_around_it():
+    environ = {
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_RESTART_COUNT": "9",
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_CONF": "c",
+        "A": "b",
+    }
+    leave_job(environ)
+    assert environ == {"SLURM_CONF": "c", "A": "b"}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from bbu.errors import JobError
 from bbu.jobs.clusters import load_profile
 from bbu.jobs.schedule import Schedule, create, cron_times, drop, entry, minutes_of, without
 from bbu.submit import HOME
+from tests.conftest import SlurmSays
 
 
 @pytest.mark.parametrize(
@@ -60,10 +65,51 @@ def test_a_schedule_ends_with_its_last_run(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     runs = [tmp_path / "output-a", tmp_path / "output-b"]
     made = create("resubmit", 60, runs, load_profile("example"), HOME)
-    assert drop(made, runs[0]) and made.runs() == [str(runs[1])] and not made.ended()
+    assert drop(made, runs[0])
+    assert made.runs() == [str(runs[1])] and not made.ended()
     assert not drop(made, runs[0])
-    assert drop(made, runs[1]) and made.ended() == "cancelled"
+    assert drop(made, runs[1])
+    assert made.ended() == "cancelled" and not made.runs()
 
 
 def test_a_schedule_is_read_back_from_a_runs_records(schedule: Schedule):
     assert Schedule.read(schedule.argv) == schedule
+
+
+def test_a_scrontab_that_cannot_be_written_leaves_all_as_it_was(schedule: Schedule, slurm_says: SlurmSays):
+    runs = [Path(run) for run in schedule.runs()]
+    drop(schedule, runs[0])
+    slurm_says("scrontab", "scrontab: error: the controller is down\n", 1)
+    with pytest.raises(JobError, match="scrontab -l failed"):
+        drop(schedule, runs[1])
+    assert schedule.runs() == [str(runs[1])] and not schedule.ended()
+
+
+def test_an_entry_can_be_taken_out_though_the_schedules_folder_is_gone(schedule: Schedule, slurm_says: SlurmSays):
+    slurm_says("scrontab", "\n".join(entry(schedule, load_profile("example"))) + "\n")
+    run = Path(schedule.runs()[0])
+    shutil.rmtree(schedule.folder)
+    assert drop(schedule, run)
+
+
+def test_odd_folders_are_quoted_in_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    odd = tmp_path / "my 100% 'dir'"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    made = create("resubmit", 30, [odd / "output-a"], load_profile("example"), HOME)
+    text = (made.folder / "schedule.sh").read_text()
+    subprocess.run(["bash", "-n", made.folder / "schedule.sh"], check=True)
+    options = [shlex.split(line.removeprefix("#SBATCH ")) for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert [f"--chdir={odd}"] in options and [f"--output={str(made.folder).replace('%', '%%')}/%j.out"] in options
+
+
+def test_jobs_that_submit_each_other_do_not_lengthen_the_path(schedule: Schedule):
+    text = (schedule.folder / "schedule.sh").read_text()
+    assert "export PATH=" in text and ":$PATH" not in text
+
+
+def test_without_an_image_it_is_this_python_that_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    bare = dataclasses.replace(load_profile("example"), image=None)
+    text = (create("resubmit", 30, [tmp_path], bare, HOME).folder / "schedule.sh").read_text()
+    assert f"export BBU_PYTHON={sys.executable}\n" in text

@@ -101,6 +101,8 @@ def test_a_dry_run_prints_and_submits_nothing(capsys: pytest.CaptureFixture[str]
         (["train", "--every", "30m", "--config", "smoke"], "--every is for eval"),
         (["eval", "--sweep", "seed=1,2", "--config", "smoke"], "--sweep is for train"),
         (["eval", "--every", "30m", "--config", "smoke", "--cluster", "local"], "--every needs a Slurm profile"),
+        (["eval", "output-typo"], "not a run folder"),
+        (["--config", "smoke", "--set", "response_types=[a"], "not a value in YAML"),
         (["eval", "--every", "7m", "--config", "smoke"], "write minutes that divide an hour"),
     ],
 )
@@ -127,9 +129,7 @@ def test_evals_by_dependency_follow_each_training_job_that_has_not_ended(
     by_dependency: str, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str], state: str, waits: bool
 ):
     slurm_says("squeue", f"7|N/A|{state}|None|0|0:0|bbu-train|7|\n")
-    assert (
-        main(["eval", "output-a", "--every", "30m", "--config", "smoke", "--cluster", by_dependency, "--dry-run"]) == 0
-    )
+    assert main(["eval", "output-a", "--every", "30m", "--cluster", by_dependency, "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert ("#SBATCH --dependency=afterany:7" in told) is waits
     assert f"bbu.eval --pending {Path.cwd()}/output-a" in told

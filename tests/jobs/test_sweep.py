@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bbu.config.flat import OWNERS
+from bbu.conversion.shards import CONVERSION_FIELDS
 from bbu.errors import ConfigError
 from bbu.jobs.plan import plan
 from bbu.jobs.sweep import grid, point_name
-from bbu.submit import facts_of, load, load_profile, main, parser, request_of, run_config
+from bbu.submit import CONVERSION_KEYS, facts_of, load, load_profile, main, parser, request_of, run_config
 
+CONVERSION = Path(__file__).resolve().parents[2] / "bbu/conversion"
 VALUES = st.lists(st.sampled_from(["1", "2e-5", "abc", "0.1", "true"]), min_size=1, max_size=4, unique=True)
 
 
@@ -69,6 +74,23 @@ def test_the_command_that_resumes_a_point_trains_that_point_alone():
 def test_points_that_would_share_a_folder_are_refused():
     with pytest.raises(ConfigError, match="two runs would be called"):
         run_config(request("--sweep", "data_root=a/b,a_b"))
+
+
+def test_a_pipeline_converts_once_so_what_the_conversion_reads_cannot_be_swept():
+    with pytest.raises(ConfigError, match="a pipeline converts once"):
+        run_config(request("pipeline", "--sweep", "max_pixels=28224,56448"))
+
+
+def test_the_keys_that_the_conversion_reads_are_known():
+    read = {key for key in OWNERS if any(f"config.{key}" in file.read_text() for file in CONVERSION.glob("*.py"))}
+    assert read | set(CONVERSION_FIELDS) <= set(CONVERSION_KEYS) | {"convert_processes"}
+
+
+def test_a_list_is_one_value():
+    assert grid(["response_types=[object_type],[object_type,property]"]) == [
+        ("response_types=[object_type]",),
+        ("response_types=[object_type,property]",),
+    ]
 
 
 def test_a_value_that_no_config_takes_is_refused_before_anything_is_submitted():

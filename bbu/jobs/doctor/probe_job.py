@@ -24,7 +24,7 @@ from bbu.jobs.container import container_command, container_environment
 from bbu.jobs.doctor.health import Finding, failure
 from bbu.jobs.doctor.probe import SIGNAL, Plan, report_path
 from bbu.jobs.launch import new_folder
-from bbu.jobs.queue import call
+from bbu.jobs.queue import call, leave_job
 from bbu.jobs.slurm import sbatch_options
 
 LOG = "tasks.log"
@@ -197,7 +197,8 @@ def probe_environment(profile: ClusterProfile, home: Path, folder: Path, environ
 
     Without the variables of a job around us: srun would become a step of that one.
     """
-    outside = {k: v for k, v in environ.items() if k == "SLURM_CONF" or not k.startswith(("SLURM_", "SUBMITIT_"))}
+    outside = dict(environ)
+    leave_job(outside)
     ours = container_environment(profile, home, profile.train.gpus_per_node)
     binds = ",".join(filter(None, [ours["BBU_BINDS"], str(folder)]))
     return outside | ours | {"BBU_BINDS": binds}
