@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ from bbu.jobs.sweep import grid
 from bbu.jobs.tools import cancel_runs, known_run, live_jobs, log_files, resumption
 from bbu.rundir import RunFolder
 
+LOOK_S = 10.0
+"""How often to look for the first output of a job that waits."""
 HOME = Path(__file__).resolve().parents[1]
 JOBS = ("train", "convert", "eval", "pipeline")
 CONVERSION_KEYS = (
@@ -240,10 +243,13 @@ def logs(argv: Sequence[str]) -> int:
     described.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="how much to begin with (50)")
     arguments = described.parse_args(argv)
     run = known_run(arguments.runs[0])
-    files = log_files(run, arguments.job, arguments.rank)
-    if not files:
-        waiting = ", ".join(f"{job.name} {job.id} is {job.state}" for job in live_jobs(run)) or "no job is in the queue"
-        raise JobError(f"{run.root}: no output yet; {waiting}")
+    while not (files := log_files(run, arguments.job, arguments.rank)):
+        jobs = live_jobs(run)
+        waiting = ", ".join(f"{job.name} {job.id} is {job.state}" for job in jobs) or "no job is in the queue"
+        if not (arguments.follow and jobs):
+            raise JobError(f"{run.root}: no output yet; {waiting}")
+        tell(f"no output yet; {waiting}")
+        time.sleep(LOOK_S)
     sys.stdout.flush()
     follow = ["-F"] if arguments.follow else []
     os.execvp("tail", ["tail", "-n", str(arguments.lines), *follow, "--", *files])

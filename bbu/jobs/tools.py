@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,19 @@ def jobs_of_run(record: JobRecord, known: dict[str, list[QueuedJob]]) -> list[Qu
     return [job for job in found if record.element is None or job.element in ("", str(record.element))]
 
 
-def live_jobs(run: RunFolder, together: Collection[str] = ()) -> list[QueuedJob]:
-    """A run's jobs in the queue or running; not its schedule's, nor any that also serves runs besides `together`."""
+def live_jobs(run: RunFolder) -> list[QueuedJob]:
+    """A run's own jobs in the queue or running; not its schedule's, nor any that serves other runs too."""
     records, status = remembered(run), read_status(run) or {}
-    known = jobs_of(ids_of(records, status))
+    return own_jobs(records, status, jobs_of(ids_of(records, status)), ())
+
+
+def own_jobs(
+    records: Sequence[JobRecord],
+    status: Mapping[str, Any],
+    known: dict[str, list[QueuedJob]],
+    together: Collection[str],
+) -> list[QueuedJob]:
+    """The living jobs of a run that serve no run besides those of `together`."""
     ours = [job for record in records if not serves_others(record, together) for job in jobs_of_run(record, known)]
     by_sbatch = [job for job in flat(known) if job.number == status.get("SLURM_JOB_ID") and job.name.startswith("bbu-")]
     return live({job.id: job for job in [*ours, *by_sbatch]}.values())
@@ -61,42 +70,51 @@ def flat(known: dict[str, list[QueuedJob]]) -> list[QueuedJob]:
 def cancel_runs(runs: Sequence[RunFolder]) -> dict[RunFolder, list[str]]:
     """End all jobs of some runs and take them out of their schedules; what was done, in words. What is saved stays.
 
-    A job that serves several runs ends only when all of them are named.
+    A job that serves several runs ends only when all of them are named. Slurm is asked and told once for all runs.
     """
+    records = {run: remembered(run) for run in runs}
+    statuses = {run: read_status(run) or {} for run in runs}
+    known = jobs_of({job for run in runs for job in ids_of(records[run], statuses[run])})
     together = {str(run.root) for run in runs}
-    return {run: [*end_schedules(run), *end_jobs(run, together)] for run in runs}
-
-
-def end_schedules(run: RunFolder) -> list[str]:
-    told: list[str] = []
-    for schedule in (Schedule.read(record.argv) for record in remembered(run) if record.is_schedule):
-        if not drop(schedule, run.root):
-            continue
-        told.append(f"evals every {schedule.minutes} minutes: no more")
-        waiting = [] if schedule.runs() else live(flat(jobs_of(schedule.job_keys())))
-        if waiting:
-            cancel([job.id for job in waiting])
+    told: dict[RunFolder, list[str]] = {}
+    ending: list[QueuedJob] = []
+    for run in runs:
+        ended, words = end_schedules(run, records[run], known)
+        ours = own_jobs(records[run], statuses[run], known, together)
+        words += [f"{job.name} {job.id}: cancelled (was {job.state})" for job in ours]
+        words += [*left_alone(records[run], known, together)]
+        told[run] = words or local_run(statuses[run])
+        ending += [*ended, *ours]
+    if ending:
+        cancel(list(dict.fromkeys(job.id for job in ending)))
     return told
 
 
-def end_jobs(run: RunFolder, together: Collection[str]) -> list[str]:
-    jobs = live_jobs(run, together)
-    if jobs:
-        cancel([job.id for job in jobs])
-    told = [f"{job.name} {job.id}: cancelled (was {job.state})" for job in jobs]
-    shared = [record for record in remembered(run) if record.runs and serves_others(record, together)]
-    known = jobs_of([job for record in shared for job in record.ids])
-    told += [
-        f"{record.name} {', '.join(record.ids)}: left, it serves {len(record.runs)} runs; name them all to end it"
-        for record in shared
-        if live(jobs_of_run(record, known))
-    ]
-    return told or local_run(run)
+def end_schedules(
+    run: RunFolder, records: Sequence[JobRecord], known: dict[str, list[QueuedJob]]
+) -> tuple[list[QueuedJob], list[str]]:
+    """Take a run out of its schedules: the jobs of those that thereby ended, and words."""
+    ended: list[QueuedJob] = []
+    told: list[str] = []
+    for schedule in (Schedule.read(record.argv) for record in records if record.is_schedule):
+        jobs = [job for key in schedule.job_keys() for job in known.get(key, [])]
+        if drop(schedule, run.root):
+            told.append(f"evals every {schedule.minutes} minutes: no more")
+            ended += [] if schedule.runs() else live(jobs)
+    return ended, told
 
 
-def local_run(run: RunFolder) -> list[str]:
+def left_alone(
+    records: Sequence[JobRecord], known: dict[str, list[QueuedJob]], together: Collection[str]
+) -> Iterator[str]:
+    for record in records:
+        if record.runs and serves_others(record, together) and live(jobs_of_run(record, known)):
+            number = len(record.runs)
+            yield f"{record.name} {', '.join(record.ids)}: left, it serves {number} runs; name them all to end it"
+
+
+def local_run(status: Mapping[str, Any]) -> list[str]:
     """A run that trains outside of Slurm is not ours to end, but ours to tell of."""
-    status = read_status(run) or {}
     if status.get("phase") != "training" or "SLURM_JOB_ID" in status:
         return []
     return [f"trains outside of Slurm, as process {status['pid']} on {status['host']}: stop it there (Ctrl-C, or kill)"]
