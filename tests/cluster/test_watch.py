@@ -97,14 +97,14 @@ def test_logs_are_followed(user: User, trained: str) -> None:
 
 def test_a_run_that_is_done_is_not_resumed(user: User, trained: str) -> None:
     done = user.call("submit", "resume", "output-watched", check=False)
-    assert done.returncode == 7 and "completed; raise max_steps" in done.stderr
+    assert done.returncode == 7 and "completed; to train further" in done.stderr
 
 
 def test_evals_come_by_scrontab_and_score_what_is_new(user: User, trained: str) -> None:
     metrics = user.home / "output-watched/eval"
     eventually(lambda: len(list(metrics.glob("checkpoint-*/*/metrics.json"))) == 2, 100, lambda: str(status(user)))
     seen = status(user)
-    assert seen["schedules"][0]["state"] == "scheduled" and seen["scores"][0]["step"] == 6, seen
+    assert seen["schedules"][0]["state"] in ("scheduled", "ended") and seen["scores"][0]["step"] == 6, seen
 
 
 def test_eval_jobs_at_the_same_time_do_no_work_twice(user: User, trained: str) -> None:
@@ -120,27 +120,40 @@ def test_eval_jobs_at_the_same_time_do_no_work_twice(user: User, trained: str) -
     assert sorted(path.name for path in (ledger / "claims").iterdir()) == [f"{key}.1" for key in results]
 
 
+def test_evals_by_scrontab_end_when_all_is_scored(user: User, trained: str) -> None:
+    eventually(lambda: status(user)["schedules"][0]["state"] == "ended", 100, lambda: str(status(user)))
+    assert "all runs are over and scored" in status(user)["schedules"][0]["text"]
+
+
 def test_the_entry_is_taken_out_and_others_lines_stay(user: User, trained: str) -> None:
+    waiting = not_begun(user, "output-waiting")
+    user.call("submit", "eval", "--every", "30m", waiting)
     own = "#SCRON --time=1\n0 0 1 1 * true\n"
     tab = user.cluster.run("scrontab -l").stdout
     (user.home / "tab").write_text(own + tab)
     user.cluster.run(["scrontab", user.home / "tab"])
-    assert status(user)["schedules"][0]["state"] == "scheduled", "its job has another id now"
-    assert "no more" in user.call("submit", "cancel", "output-watched").stderr
+    assert status(user, waiting)["schedules"][0]["state"] == "scheduled", "its job has another id now"
+    told = user.call("submit", "cancel", "output-watched", waiting).stderr
+    assert "output-waiting: evals every 30 minutes: no more" in told, told
     assert user.cluster.run("scrontab -l").stdout == own
-    assert status(user)["schedules"][0]["state"] == "ended"
+    assert status(user, waiting)["schedules"][0]["state"] == "ended"
     user.cluster.run("scrontab -r")
+
+
+def not_begun(user: User, name: str) -> str:
+    """A run that was submitted and has not begun."""
+    user.cluster.run(f"mkdir {name}; touch {name}/jobs.jsonl", cwd=user.home)
+    return name
 
 
 def test_a_schedule_that_broke_is_told(user: User, trained: str) -> None:
     profile = user.profile("resubmitting", eval_schedule="resubmit", convert_tasks=1)
-    user.cluster.run("mkdir output-early; touch output-early/jobs.jsonl", cwd=user.home)  # submitted, not begun
-    told = user.call("submit", "eval", "--every", "30m", "output-early", "--cluster", profile).stderr
+    told = user.call("submit", "eval", "--every", "30m", not_begun(user, "output-early"), "--cluster", profile).stderr
     first = re.findall(r"job (\d+)", told)[0]
     assert user.cluster.wait(first) == "COMPLETED"
     waiting = status(user, "output-early")["schedules"][0]
     assert waiting["state"] == "scheduled" and "PENDING" in waiting["text"], waiting
-    [folder] = user.home.glob("jobs/*-eval-schedule-*/jobs")
+    [folder] = user.home.glob("jobs/*-eval-schedule-*/jobs")  # only a row of jobs has them
     user.cluster.run(["scancel", folder.read_text().split()[-1]])
     broken = status(user, "output-early")["schedules"][0]
     assert broken["state"] == "BROKEN" and "no job is waiting" in broken["text"]

@@ -60,7 +60,7 @@ def test_the_checkout_comes_first_on_the_python_path() -> None:
     [
         ({"BBU_IMAGE": "/no/such.sif"}, "no image at BBU_IMAGE=/no/such.sif"),
         ({"BBU_IMAGE": SCRIPT}, "apptainer is not on PATH"),
-        ({"BBU_HOME": "/a,b"}, "comma or colon"),
+        ({"BBU_IMAGE": SCRIPT, "BBU_HOME": "/a,b"}, "comma or colon"),
         ({"BBU_CODE": "picture"}, "BBU_CODE=picture; it is checkout or image"),
         ({"BBU_CODE": "image"}, "BBU_CODE=image, but there is no image"),
         ({"BBU_IMAGE_SHA256": "0" * 64}, "pins an image, but there is none"),

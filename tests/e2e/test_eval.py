@@ -44,7 +44,7 @@ def test_pending_scores_every_checkpoint_once(run: Path):
     told = score(run)
     assert told.count("found with the right label at IoU 0.50") == 2 and f"run folder: {run}" in told
     before = {path: path.stat().st_mtime_ns for path in run.glob("eval/checkpoint-*/*/*")}
-    assert "checkpoint-6 on val.jsonl" in score(run)
+    assert "checkpoint-6: answer is scored already" in score(run)
     assert before == {path: path.stat().st_mtime_ns for path in run.glob("eval/checkpoint-*/*/*")}
 
 

@@ -175,11 +175,14 @@ def test_ctrl_c_lets_the_job_save_before_it_is_raised(profile: ClusterProfile, t
         f"def save(*args): pathlib.Path('{tmp_path}/saved').touch(); sys.exit(75)\n"
         f"signal.signal(signal.SIGTERM, save); pathlib.Path('{tmp_path}/ready').touch(); time.sleep(60)"
     )
+    # as in a shell; a worker of xdist ignores Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupt = threading.Thread(target=interrupt_when, args=(tmp_path / "ready",))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         run(profile, job(program))
     interrupt.join()
+    signal.signal(signal.SIGINT, before)
     assert (tmp_path / "saved").exists()
 
 
