@@ -84,8 +84,8 @@ def make_run(folder: Path, job: str) -> None:
 
     made = RunFolder(folder).create()
     made.config.write_text((Path(__file__).parents[2] / "configs/smoke.yaml").read_text())
-    record = {"ids": [job], "element": None, "runs": [], "folders": [], "cluster": "test", "argv": ["train"], "cwd": "/",
-              "submitted": 0.0}  # fmt: skip
+    record = {"ids": [job], "element": None, "runs": [], "folders": [], "cluster": "test", "argv": ["train"]}
+    record |= {"cwd": "/", "submitted": 0.0}
     made.jobs.write_text("".join(json.dumps(record | {"name": name}) + "\n" for name in ("convert", "train", "eval")))
     write_status(made, {"phase": "completed", "step": 60, "max_steps": 60, "loss": 1.0})
     for step in (20, 40, 60):
