@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bbu.errors import JobError, run_entry
+from bbu.errors import JobError, leave_at_once, run_entry
 from bbu.jobs.clusters import ClusterProfile, load_profile
 from bbu.jobs.doctor.health import Group, container_findings, failed, host_facts, machine_findings, warning
 from bbu.jobs.doctor.node import Here, judge
@@ -153,12 +153,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     return JobError.exit_code if failed(groups) else 0
 
 
-def leave(code: int) -> None:
-    """Without tearing down, as the trainer does: threads of gloo now and then abort an interpreter that is done."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
-    run_entry(main, leave)
+    run_entry(main, leave_at_once)

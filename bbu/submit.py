@@ -36,7 +36,7 @@ from bbu.jobs.queue import leave_job
 from bbu.jobs.records import SCHEDULE, record_of, remember
 from bbu.jobs.spec import JobSpec
 from bbu.jobs.sweep import grid
-from bbu.jobs.tools import cancel_runs, known_run, live_jobs, log_files, resumption
+from bbu.jobs.tools import cancel_runs, known_run, live_jobs, live_training, log_files, resumption
 from bbu.rundir import RunFolder
 
 LOOK_S = 10.0
@@ -155,12 +155,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def send(specs: tuple[JobSpec, ...], request: Request, profile: ClusterProfile, config: DirectConfig) -> int:
     """Submit, or run here; each job is written into its run's records as soon as it exists."""
-    for run in folders_of(request, config):
+    runs = folders_of(request, config)
+    commands = [one.again() for one in sweep_requests(request, config) or [request] * len(runs)]
+    for run in runs:
         remember(run, [])  # it must be possible before anything is in the queue
     if missing_image(profile):
         tell(f"there is no image {profile.image} here; build it with containers/build.sh, or the jobs will fail")
     try:
-        done = submit(specs, profile, HOME, tell, lambda job: keep(job, request, config))
+        done = submit(specs, profile, HOME, tell, lambda job: keep(job, request, runs, commands))
     except KeyboardInterrupt:
         tell("stopped; the same command goes on from what is saved")
         return 130
@@ -169,16 +171,14 @@ def send(specs: tuple[JobSpec, ...], request: Request, profile: ClusterProfile, 
     return next((job.exit_code for job in done if job.exit_code), 0)
 
 
-def keep(done: Submission, request: Request, config: DirectConfig) -> None:
-    """Write a submission into the records of the runs it is for."""
-    runs = folders_of(request, config)
-    each = sweep_requests(request, config) or [request] * len(runs)
+def keep(done: Submission, request: Request, runs: Sequence[RunFolder], commands: Sequence[tuple[str, ...]]) -> None:
+    """Write a submission into the records of the runs it is for; commands: what trains each of them on."""
     own = bool(request.points) and done.name in PER_POINT
     shared = [] if own or len(runs) == 1 else [str(run.root) for run in runs]
-    for index, (run, one) in enumerate(zip(runs, each, strict=True)):
+    for index, (run, command) in enumerate(zip(runs, commands, strict=True)):
         if not own or done.has(index):
             element = done.element(index) if own else None
-            remember(run, [record_of(done, request.cluster, one.again(), element, shared)])
+            remember(run, [record_of(done, request.cluster, command, element, shared)])
 
 
 def folders_of(request: Request, config: DirectConfig) -> list[RunFolder]:
@@ -219,7 +219,7 @@ def after_training(
     tell("evals by dependency: one when training ends, not again and again")
     for run in runs:
         one = dataclasses.replace(request, runs=(str(run.root),))
-        waits = tuple(job.id for job in live_jobs(run) if job.name == "bbu-train")
+        waits = tuple(job.id for job in live_training(run))
         [spec] = plan(one, profile, config, Facts((), ()))
         specs = (dataclasses.replace(spec, after_jobs=waits, after_any=True),)
         if dry:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 
 import yaml
 
 from bbu.config.arguments import add_config_arguments, config_from_arguments
 from bbu.config.flat import DirectConfig
-from bbu.errors import run_entry
+from bbu.errors import leave_at_once, run_entry
 from bbu.logs import rank_of, set_up_logging
 from bbu.rundir import RunFolder
 
@@ -82,13 +81,5 @@ def unscored(run: RunFolder) -> list[int]:
     return unscored_steps(run)
 
 
-def leave(code: int) -> None:
-    """Without tearing down: a C++ thread of gloo or DeepSpeed now and then aborts an interpreter that is done."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
-    run_entry(main, leave)
+    run_entry(main, leave_at_once)

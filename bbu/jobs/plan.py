@@ -122,7 +122,7 @@ def training(request: Request, profile: ClusterProfile, config: DirectConfig) ->
         name="train",
         commands=tuple(("-m", "bbu.train", *one.run_arguments) for one in each),
         nodes=request.nodes,
-        tasks_per_node=max(1, resources.gpus_per_node),
+        tasks_per_node=resources.tasks_per_node,
         resources=resources,
     )
 

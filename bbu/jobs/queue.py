@@ -126,8 +126,13 @@ def ask(argv: Sequence[str]) -> str:
     """What one of Slurm's commands prints. Raises JobError if it fails."""
     code, out, error = call(argv)
     if code:
-        raise JobError(f"{' '.join(argv[:3])} failed: {' '.join(error.split()) or f'exit code {code}'}")
+        raise JobError(f"{' '.join(argv[:3])} failed: {one_line(error) or f'exit code {code}'}")
     return out
+
+
+def one_line(text: str) -> str:
+    """What a command said, as part of a message."""
+    return " ".join(text.split())
 
 
 def slurm_config() -> dict[str, str]:
@@ -182,7 +187,7 @@ def from_squeue(*which: str) -> list[QueuedJob]:
     wanted = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
     code, out, error = call(["squeue", "-h", "-r", "-t", "all", "-O", wanted, *which])
     if code and "Invalid job id" not in error:
-        raise JobError(f"squeue does not answer: {' '.join(error.split()) or f'exit code {code}'}")
+        raise JobError(f"squeue does not answer: {one_line(error) or f'exit code {code}'}")
     lines = [] if code else out.splitlines()
     return [read_job(dict(zip(SQUEUE_FIELDS, line.split("|"), strict=False))) for line in lines]
 

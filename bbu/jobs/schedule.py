@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.container import container_environment
 from bbu.jobs.launch import new_folder
-from bbu.jobs.queue import ask, call, slurm_config
+from bbu.jobs.queue import ask, call, one_line, slurm_config
 from bbu.jobs.slurm import sbatch_options
 from bbu.rundir import write_atomic
 
@@ -95,9 +95,14 @@ def cron_times(minutes: int) -> str:
     return "0 0 * * *" if hours == 24 else f"0 */{hours} * * *" if hours > 1 else "0 * * * *"
 
 
+def scrontab_enabled(config: Mapping[str, str]) -> bool:
+    """Whether the controller takes scrontabs; the program is another question, Debian 12 has none."""
+    return ENABLED.search(config.get("ScronParameters", "")) is not None
+
+
 def way_here(wanted: str) -> str:
     """The way that `eval_schedule` of a profile names; for `auto` the first that the site allows."""
-    allowed = shutil.which("scrontab") is not None and ENABLED.search(slurm_config().get("ScronParameters", ""))
+    allowed = shutil.which("scrontab") is not None and scrontab_enabled(slurm_config())
     if wanted == "scrontab" and not allowed:
         raise JobError("eval_schedule is scrontab, but this site has none (ScronParameters=enable); state auto")
     return wanted if wanted != "auto" else "scrontab" if allowed else "resubmit"
@@ -192,7 +197,7 @@ def scrontab_lines() -> list[str]:
     """The caller's scrontab. Raises JobError unless it is there or known to be empty: it will be written back."""
     code, out, error = call(["scrontab", "-l"])
     if code and "no crontab" not in (out + error).lower():
-        raise JobError(f"scrontab -l failed: {' '.join(error.split())}")
+        raise JobError(f"scrontab -l failed: {one_line(error)}")
     return [] if code else out.splitlines()
 
 

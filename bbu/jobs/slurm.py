@@ -13,7 +13,7 @@ from typing import Any
 from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.launch import Note, Submission, interpreter, new_folder, tasks_of
-from bbu.jobs.queue import max_array_size
+from bbu.jobs.queue import max_array_size, one_line
 from bbu.jobs.spec import JobSpec, Resources
 
 
@@ -57,7 +57,7 @@ def sbatch(spec: JobSpec, profile: ClusterProfile, home: Path, before: Sequence[
         with executor.batch():  # more than one become an array
             jobs = [executor.submit(task) for task in tasks_of(spec, profile, home)]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise JobError(f"Slurm refused job {spec.name}: {' '.join(str(error).split())}") from error
+        raise JobError(f"Slurm refused job {spec.name}: {one_line(str(error))}") from error
     return jobs[0].job_id.partition("_")[0], folder
 
 
@@ -83,10 +83,7 @@ def slurm_parameters(spec: JobSpec, profile: ClusterProfile, before: Sequence[st
         **({"nice": asked.nice} if asked.nice else {}),
     }
     optional = {
-        "partition": asked.partition,
-        "account": asked.account,
-        "qos": asked.qos,
-        "constraint": asked.constraint,
+        **placement(asked),
         "exclusive": asked.exclusive or None,
         "dependency": f"{kind}:{':'.join(before)}" if before else None,
         "setup": [f"module load {module}" for module in profile.modules] or None,
@@ -110,12 +107,16 @@ def slurm_parameters(spec: JobSpec, profile: ClusterProfile, before: Sequence[st
 
 def sbatch_options(asked: Resources, gpu_request: str) -> list[str]:
     """The same for a command line of sbatch or srun, and for the `#SCRON` lines of a scrontab."""
-    texts = {"partition": asked.partition, "account": asked.account, "qos": asked.qos, "constraint": asked.constraint}
-    chosen = {name: value for name, value in texts.items() if value is not None}
-    chosen |= dict(gpu_options(asked, gpu_request)) | dict(memory_options(asked.memory))
+    chosen = placement(asked) | dict(gpu_options(asked, gpu_request)) | dict(memory_options(asked.memory))
     numbers = {"cpus-per-task": asked.cpus_per_task, "time": asked.time_minutes, "nice": asked.nice or None}
     chosen |= {name: str(value) for name, value in numbers.items() if value is not None}
     return [f"--{name}={value}" for name, value in chosen.items()] + ["--exclusive"] * asked.exclusive
+
+
+def placement(asked: Resources) -> dict[str, str]:
+    """Where a job may run and on whose account; what the profile leaves out is left out."""
+    texts = {"partition": asked.partition, "account": asked.account, "qos": asked.qos, "constraint": asked.constraint}
+    return {name: value for name, value in texts.items() if value is not None}
 
 
 def gpu_options(asked: Resources, gpu_request: str) -> Iterator[tuple[str, str]]:

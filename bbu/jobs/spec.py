@@ -32,6 +32,11 @@ class Resources:
     time_minutes: int
     nice: int
 
+    @property
+    def tasks_per_node(self) -> int:
+        """Of a job that uses all of this: one for each GPU, one where there is none."""
+        return max(1, self.gpus_per_node)
+
 
 @dataclass(frozen=True)
 class JobSpec:

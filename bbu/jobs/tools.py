@@ -47,6 +47,11 @@ def live_jobs(run: RunFolder) -> list[QueuedJob]:
     return own_jobs(records, status, jobs_of(ids_of(records, status)), ())
 
 
+def live_training(run: RunFolder) -> list[QueuedJob]:
+    """Those of them that train it."""
+    return [job for job in live_jobs(run) if job.name == "bbu-train"]
+
+
 def own_jobs(
     records: Sequence[JobRecord],
     status: Mapping[str, Any],
@@ -125,8 +130,7 @@ def resumption(run: RunFolder) -> JobRecord:
     record = newest(run, "train")
     if (read_status(run) or {}).get("phase") == "completed":
         raise JobError(f"{run.root}: completed; to train further, submit it with more max_steps or num_train_epochs")
-    busy = [job for job in live_jobs(run) if job.name == "bbu-train"]
-    if busy:
+    if busy := live_training(run):
         raise JobError(f"{run.root}: job {busy[0].id} is {summary(busy)}; nothing to resume")
     if not run.config.is_file():
         return record  # it has not begun

@@ -6,13 +6,13 @@ What it refuses and how it counts stands in tests/containers/test_entry.py.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.testbed import Cluster
+from tests.cluster.user import eventually
 
 pytestmark = pytest.mark.cluster
 
@@ -228,10 +228,7 @@ def wait_for_output(cluster: Cluster, job: str, text: str, times: int) -> None:
 
 
 def wait_until(condition: Callable[[], object], cluster: Cluster, job: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, cluster.describe(job)
-        time.sleep(0.3)
+    eventually(lambda: bool(condition()), 60, lambda: cluster.describe(job))
 
 
 @pytest.mark.parametrize("signal", ["USR1", "USR2", "TERM"])

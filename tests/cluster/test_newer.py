@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.cluster import testbed
 from tests.cluster.testbed import Cluster
+from tests.cluster.user import eventually
 
 pytestmark = pytest.mark.cluster
 
@@ -70,12 +70,7 @@ def test_a_finished_job_is_remembered_all_the_same(newer: Cluster) -> None:
 
 
 def test_a_requeued_job_starts_again_within_seconds(newer: Cluster) -> None:
-    script = """echo restarts ${SLURM_RESTART_COUNT:-0}
-    [ "${SLURM_RESTART_COUNT:-0}" = 1 ] || { scontrol requeue $SLURM_JOB_ID; sleep 60; }"""
-    job = newer.sbatch("--requeue", "--open-mode=append", "--wrap", script)
-    assert newer.wait(job, timeout=45) == "COMPLETED", newer.describe(job)
-    told = [line for line in newer.job_output(job).splitlines() if line.startswith("restarts")]
-    assert told == ["restarts 0", "restarts 1"]
+    assert newer.starts_of_a_requeued_job(timeout=45) == ["restarts 0", "restarts 1"]
 
 
 def test_an_array_reaches_to_index_20_and_no_further(newer: Cluster) -> None:
@@ -93,17 +88,10 @@ def test_the_container_enters(newer: Cluster) -> None:
 
 
 def test_a_crontab_entry_is_a_pending_job_that_runs_each_minute(newer: Cluster, minutely: Path) -> None:
-    wait_for_line(minutely)
+    eventually(lambda: minutely.is_file() and minutely.read_text().endswith("\n"), 75, lambda: f"no line in {minutely}")
     assert minutely.read_text().splitlines()[0].startswith("bbu slurm-wlm 24.11.")
     queued = newer.run("squeue -h -n minutely -o '%j %T'").stdout
     assert queued in {"minutely PENDING\n", "minutely RUNNING\n", "minutely COMPLETING\n"}
-
-
-def wait_for_line(file: Path) -> None:
-    deadline = time.monotonic() + 75
-    while not (file.is_file() and file.read_text().endswith("\n")):
-        assert time.monotonic() < deadline, f"no line in {file}"
-        time.sleep(0.5)
 
 
 def test_an_entry_is_gone_once_it_is_removed(newer: Cluster) -> None:

@@ -35,12 +35,7 @@ def test_accounting_remembers_a_job_and_its_exit_code(cluster: Cluster) -> None:
 
 
 def test_a_requeued_job_starts_again_within_seconds(cluster: Cluster) -> None:
-    script = """echo restarts ${SLURM_RESTART_COUNT:-0}
-    [ "${SLURM_RESTART_COUNT:-0}" = 1 ] || { scontrol requeue $SLURM_JOB_ID; sleep 60; }"""
-    job = cluster.sbatch("--requeue", "--open-mode=append", "--wrap", script)
-    assert cluster.wait(job, timeout=90) == "COMPLETED", cluster.describe(job)
-    told = [line for line in cluster.job_output(job).splitlines() if line.startswith("restarts")]
-    assert told == ["restarts 0", "restarts 1"]
+    assert cluster.starts_of_a_requeued_job(timeout=90) == ["restarts 0", "restarts 1"]
 
 
 def test_gpus_can_be_asked_for_by_number(cluster: Cluster) -> None:

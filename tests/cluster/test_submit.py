@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.testbed import Cluster
-from tests.cluster.user import User
+from tests.cluster.user import User, eventually
 
 pytestmark = pytest.mark.cluster
 
@@ -72,10 +71,7 @@ def output(logs: Path) -> str:
 
 
 def wait_for(read: Callable[[], str], text: str, times: int) -> None:
-    deadline = time.monotonic() + 60
-    while read().count(text) < times:
-        assert time.monotonic() < deadline, read()
-        time.sleep(0.3)
+    eventually(lambda: read().count(text) >= times, 60, read)
 
 
 @pytest.mark.parametrize("signal", ["USR1", "USR2", "TERM"])

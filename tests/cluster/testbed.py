@@ -90,6 +90,14 @@ class Cluster:
             assert not overdue, f"job {job_id} is {found} after {timeout} s\n{self.describe(job_id)}"
             time.sleep(0.5)
 
+    def starts_of_a_requeued_job(self, timeout: float) -> list[str]:
+        """What each start of a job that requeues itself once says of its restarts."""
+        script = """echo restarts ${SLURM_RESTART_COUNT:-0}
+        [ "${SLURM_RESTART_COUNT:-0}" = 1 ] || { scontrol requeue $SLURM_JOB_ID; sleep 60; }"""
+        job = self.sbatch("--requeue", "--open-mode=append", "--wrap", script)
+        assert self.wait(job, timeout=timeout) == "COMPLETED", self.describe(job)
+        return [line for line in self.job_output(job).splitlines() if line.startswith("restarts")]
+
     def describe(self, job_id: str) -> str:
         """What Slurm and the job's own output say about it, for a failure message."""
         slurm = self.run(["scontrol", "show", "job", job_id], check=False).stdout

@@ -14,7 +14,8 @@ from bbu.jobs.doctor.health import GB, LEAST_FREE_GB, Finding, Group, failure, o
 from bbu.jobs.doctor.network import between
 from bbu.jobs.doctor.probe import ALL_REDUCE, DONE, FILES, SIGNAL, Plan
 from bbu.jobs.doctor.probe_job import Outcome, Report
-from bbu.jobs.doctor.slurm import Kind, one_line
+from bbu.jobs.doctor.slurm import Kind
+from bbu.jobs.queue import one_line
 from bbu.jobs.task import expand_nodes
 
 SHM_PER_TASK_GB = 1

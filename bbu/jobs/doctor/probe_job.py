@@ -172,7 +172,7 @@ def slurm_step(profile: ClusterProfile, home: Path, nodes: int, folder: Path) ->
     """A step like a training job's, except for its length."""
     short = dataclasses.replace(profile.train, time_minutes=min(JOB_MINUTES, profile.train.time_minutes), nice=0)
     name = f"bbu-{folder.name}"
-    size = [f"--nodes={nodes}", f"--ntasks-per-node={max(1, short.gpus_per_node)}", f"--job-name={name}"]
+    size = [f"--nodes={nodes}", f"--ntasks-per-node={short.tasks_per_node}", f"--job-name={name}"]
     manner = ["--kill-on-bad-exit=1", "--label", "--unbuffered"]
     argv = ["srun", *size, *manner, *sbatch_options(short, profile.gpu_request), *probe_command(profile, home, folder)]
     return SlurmStep(argv, probe_environment(profile, home, folder, os.environ), name)

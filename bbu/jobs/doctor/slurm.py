@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.doctor.health import Call, Finding, failure, ok, warning
-from bbu.jobs.queue import config_of
+from bbu.jobs.queue import DEFAULT_MAX_ARRAY, config_of, one_line
+from bbu.jobs.schedule import scrontab_enabled
 from bbu.jobs.slurm import sbatch_options
 from bbu.jobs.spec import Resources
 
@@ -32,7 +33,7 @@ class Kind:
 
     @property
     def tasks_per_node(self) -> int:
-        return max(1, self.asked.gpus_per_node)
+        return self.asked.tasks_per_node
 
     @property
     def memory_mb(self) -> float:
@@ -83,10 +84,6 @@ def version_finding(text: str) -> Finding:
         oldest = f"{OLDEST[0]}.{OLDEST[1]}"
         return failure(f"{one_line(text)} is older than {oldest}", f"ask for Slurm {oldest} or newer")
     return ok(one_line(text))
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def records(text: str) -> Records:
@@ -141,7 +138,7 @@ def kill_wait_finding(config: Mapping[str, str], signal_seconds: int) -> Finding
 
 
 def array_finding(profile: ClusterProfile, config: Mapping[str, str]) -> Finding:
-    most, wanted = int(config.get("MaxArraySize") or 1001), profile.convert_tasks
+    most, wanted = int(config.get("MaxArraySize") or DEFAULT_MAX_ARRAY), profile.convert_tasks
     if most == 0 and wanted > 1:
         return failure("this site allows no job arrays (MaxArraySize=0)", "state convert_tasks: 1")
     if wanted <= most:
@@ -150,7 +147,7 @@ def array_finding(profile: ClusterProfile, config: Mapping[str, str]) -> Finding
 
 
 def schedule_finding(profile: ClusterProfile, config: Mapping[str, str], which: Which) -> Finding:
-    enabled = re.search(r"\benable\b", config.get("ScronParameters", "")) is not None
+    enabled = scrontab_enabled(config)
     if enabled and which("scrontab"):
         return ok("evals can be scheduled by scrontab")
     why = "ScronParameters lacks enable" if not enabled else "there is no scrontab program here"
