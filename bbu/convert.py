@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.conversion.shards import convert_shard, merge_shards
 from bbu.errors import ConfigError, run_entry
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 PREEMPTED_EXIT_CODE = 75
 """Reserved (EX_TEMPFAIL): state is saved on disk, requeue me. Every other code passes through unchanged."""
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+"""The signals that ask a task to save its state and leave with PREEMPTED_EXIT_CODE."""
 
 
 class BBUError(Exception):

@@ -16,20 +16,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bbu import provenance
 from bbu.config.flat import DirectConfig
-from bbu.config.load import load_config
-from bbu.errors import PREEMPTED_EXIT_CODE, CheckpointError, DataError, run_entry
+from bbu.config.read import load_config
+from bbu.errors import PREEMPTED_EXIT_CODE, STOP_SIGNALS, CheckpointError, DataError, run_entry
 from bbu.evaluation.job import Evaluation, run_evaluation
-from bbu.evaluation.ledger import evaluation_key
 from bbu.evaluation.pending import METRICS, SOURCES, open_ledger, result_folder, sources_of
 from bbu.evaluation.predictions import Prediction
 from bbu.evaluation.report import scalars, table
 from bbu.logs import set_up_logging
-from bbu.rundir import CHECKPOINT_NAME, RUN_CONFIG, RunFolder
+from bbu.run import provenance
+from bbu.run.checkpoints import MANIFEST, verify, verify_sizes
+from bbu.run.folder import CHECKPOINT_NAME, RUN_CONFIG, RunFolder
+from bbu.run.ledger import evaluation_key
 from bbu.schema import View, read_records
-from bbu.training.checkpointing import MANIFEST, verify, verify_sizes
-from bbu.training.preemption import STOP_SIGNALS
 
 DECISIVE = (
     "attn_implementation", "vision_attn_implementation", "torch_dtype", "generation_max_new_tokens",

@@ -13,15 +13,16 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bbu.config.load import read_yaml
+from bbu.config.read import read_yaml
 from bbu.errors import CheckpointError, run_entry
 from bbu.evaluation.scores import Score, best_scores, latest_scores
-from bbu.jobs.overview import RunView, views_of
+from bbu.jobs.control import known_run
 from bbu.jobs.queue import as_dict
-from bbu.jobs.tools import known_run
+from bbu.jobs.run_status import RunView, views_of
 from bbu.logs import duration
-from bbu.rundir import RunFolder, write_atomic
-from bbu.training.checkpointing import verify_sizes
+from bbu.run.checkpoints import verify_sizes
+from bbu.run.files import write_atomic
+from bbu.run.folder import RunFolder
 
 CLEAR = "\x1b[H\x1b[2J"
 NAMES = ("run_name",)

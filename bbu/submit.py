@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bbu.config.flat import DirectConfig
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.errors import ConfigError, JobError, run_entry
 from bbu.jobs import schedule
 from bbu.jobs.clusters import ClusterProfile, load_profile
-from bbu.jobs.executor import dry_run, submit
+from bbu.jobs.control import cancel_runs, known_run, live_jobs, live_training, log_files, resumption
 from bbu.jobs.launch import Submission
 from bbu.jobs.plan import (
     DEFAULT_CONFIG,
@@ -35,9 +35,9 @@ from bbu.jobs.plan import (
 from bbu.jobs.queue import leave_job
 from bbu.jobs.records import SCHEDULE, record_of, remember
 from bbu.jobs.spec import JobSpec
+from bbu.jobs.submission import dry_run, submit
 from bbu.jobs.sweep import grid
-from bbu.jobs.tools import cancel_runs, known_run, live_jobs, live_training, log_files, resumption
-from bbu.rundir import RunFolder
+from bbu.run.folder import RunFolder
 
 LOOK_S = 10.0
 """How often to look for the first output of a job that waits."""

@@ -16,7 +16,7 @@ from bbu.config.arguments import add_config_arguments, config_from_arguments
 from bbu.config.flat import DirectConfig
 from bbu.errors import leave_at_once, run_entry
 from bbu.logs import rank_of, set_up_logging
-from bbu.rundir import RunFolder
+from bbu.run.folder import RunFolder
 
 logger = logging.getLogger("bbu.train")
 CHECKED = ("bbu.models.detection_head", "bbu.models.caption_decoder", "bbu.models.denoising", "bbu.losses")

@@ -59,7 +59,7 @@ class Demo:
 
 def make_demo(root: Path, photos: int, seed: int, *settings: str) -> Demo:
     """Draw and convert `photos` small rooms and build the tiny model under `root`."""
-    from bbu.config.load import load_config
+    from bbu.config.read import load_config
     from bbu.conversion.shards import convert_shard, merge_shards
     from bbu.models.tiny import build_tiny_model
     from bbu.synthetic.rooms import write_rooms

@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from bbu.errors import BBUError, CheckpointError, JobError
+from bbu.jobs.control import cancel_runs, log_files, resumption
 from bbu.jobs.launch import Submission
-from bbu.jobs.overview import views_of
 from bbu.jobs.records import newest, record_of, remember, remembered
+from bbu.jobs.run_status import views_of
 from bbu.jobs.schedule import Schedule
-from bbu.jobs.tools import cancel_runs, log_files, resumption
-from bbu.rundir import RunFolder, write_status
+from bbu.run.folder import RunFolder
+from bbu.run.status import write_status
 from bbu.status import main
 from tests.conftest import SlurmSays
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 
 from bbu.config.flat import DirectConfig
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 
 ENVIRONMENT = {"BBU_DEEPSPEED_ENABLED": "deepspeed_enabled", "BBU_DEEPSPEED_CONFIG": "deepspeed_config"}
 """Variable → the key it overrides; the command line comes after and wins."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bbu.config.domains import DataConfig
-from bbu.config.load import CONFIG_DIR, read_yaml, resolve_config_path
+from bbu.config.read import CONFIG_DIR, read_yaml, resolve_config_path
 from bbu.conversion.vendor import LABEL_KEY_EN, LABEL_KEY_ZH, Unusable, VendorObject
 from bbu.errors import DataError
 

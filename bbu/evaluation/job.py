@@ -15,10 +15,10 @@ from typing import Any
 
 from bbu.config.domains import TrainingConfig
 from bbu.errors import CheckpointError
-from bbu.evaluation.ledger import Claim, Ledger
 from bbu.evaluation.pending import METRICS, PREDICTIONS
 from bbu.evaluation.predictions import Prediction, drop_cut_line, dump_prediction, read_predictions
 from bbu.evaluation.report import evaluate, write_metrics
+from bbu.run.ledger import Claim, Ledger
 from bbu.schema import View
 
 Predict = Callable[[Sequence[View]], Iterable[Sequence[Prediction]]]

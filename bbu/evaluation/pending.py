@@ -1,6 +1,6 @@
 """Where a run keeps its scores, and which of its checkpoints still lack one.
 
-eval/ledger/                              who scores what (bbu.evaluation.ledger)
+eval/ledger/                              who scores what (bbu.run.ledger)
 eval/checkpoint-{step}/{source}-{key}/             one evaluation: predictions.jsonl while it runs, metrics.json after
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bbu.evaluation.ledger import Ledger
-from bbu.rundir import HEAD_KEY, RunFolder
+from bbu.run.folder import HEAD_KEY, RunFolder
+from bbu.run.ledger import Ledger
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 SOURCES = ("answer", "head", "both")

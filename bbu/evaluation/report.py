@@ -12,7 +12,7 @@ from tabulate import tabulate
 from bbu.evaluation.detection import above, evaluate_detection, matched_pairs, pair_up
 from bbu.evaluation.labels import score_labels
 from bbu.evaluation.predictions import Prediction
-from bbu.rundir import write_atomic
+from bbu.run.files import write_atomic
 from bbu.schema import View
 
 

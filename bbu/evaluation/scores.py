@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bbu.evaluation.pending import METRICS, SOURCES
-from bbu.rundir import CHECKPOINT_NAME, RunFolder
+from bbu.run.folder import CHECKPOINT_NAME, RunFolder
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import LogitsProcessorList
 
 from bbu.config.domains import DataConfig, DetectionConfig, ModelConfig
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.data.collators import Batch, StandardDataCollator
 from bbu.data.dataset import SampleBuilder, read_pool
 from bbu.data.prompts import get_prompt
@@ -30,7 +30,7 @@ from bbu.inference.scores import SCORE_SOURCE, ChosenLogProbabilities, object_sc
 from bbu.losses.boxes import to_corners
 from bbu.models.qwen import DetectionQuery, load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.resize import smart_resize
-from bbu.rundir import RUN_CONFIG
+from bbu.run.folder import RUN_CONFIG
 from bbu.schema import BBUObject, Box, View
 
 MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")

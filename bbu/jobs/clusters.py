@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bbu.config.load import CONFIG_DIR, read_yaml
+from bbu.config.read import CONFIG_DIR, read_yaml
 from bbu.errors import ConfigError
 from bbu.jobs.spec import Resources
 

@@ -13,7 +13,7 @@ from bbu.errors import ConfigError
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.spec import JobSpec, Resources
 from bbu.jobs.sweep import point_name
-from bbu.rundir import RunFolder
+from bbu.run.folder import RunFolder
 
 Command = tuple[str, ...]
 TABLE, DEFAULT_CONFIG = "table.md", "base_flat"

@@ -14,7 +14,7 @@ from typing import Any
 
 from bbu.errors import CheckpointError, JobError
 from bbu.jobs.launch import Submission
-from bbu.rundir import RunFolder
+from bbu.run.folder import RunFolder
 
 SCHEDULE = "eval-schedule"
 """Name of the record of evals that come again; its `argv` is how it is kept and how often."""

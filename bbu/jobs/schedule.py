@@ -25,7 +25,7 @@ from bbu.jobs.container import container_environment
 from bbu.jobs.launch import new_folder
 from bbu.jobs.queue import ask, call, one_line, slurm_config
 from bbu.jobs.slurm import sbatch_options
-from bbu.rundir import write_atomic
+from bbu.run.files import write_atomic
 
 SCRIPT, RUNS, JOBS, ENDED = "schedule.sh", "runs", "jobs", "ended"
 FAILED = "failed"

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from bbu.errors import PREEMPTED_EXIT_CODE, JobError
+from bbu.errors import PREEMPTED_EXIT_CODE, STOP_SIGNALS, JobError
 from bbu.jobs.container import container_command
 from bbu.jobs.queue import requeue, restart_count, tell
 
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 FIRST_PORT, PORTS = 20_000, 10_000  # ends at 29,999: Linux hands out its ephemeral ports from 32,768 on
 RESTART_STRIDE = 7_919  # a prime far from 0 and PORTS, so that a restart leaves a port in TIME_WAIT behind
 

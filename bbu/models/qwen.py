@@ -30,7 +30,7 @@ from bbu.errors import ModelError
 from bbu.models.attention import LOOPED, VARLEN, register_varlen, use_batched_windows, use_varlen_vision
 from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
-from bbu.rundir import HEAD_KEY
+from bbu.run.folder import HEAD_KEY
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")

@@ -11,9 +11,9 @@ import torch
 from transformers import TrainingArguments
 
 from bbu.config.flat import DirectConfig
-from bbu.config.load import CONFIG_DIR
+from bbu.config.read import CONFIG_DIR
 from bbu.errors import ConfigError
-from bbu.rundir import RunFolder
+from bbu.run.folder import RunFolder
 
 
 def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArguments:

@@ -15,7 +15,6 @@ import torch.distributed as dist
 import yaml
 from transformers import set_seed
 
-from bbu import provenance
 from bbu.config.domains import DataConfig, DetectionConfig
 from bbu.config.flat import DirectConfig
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
@@ -24,9 +23,12 @@ from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, CheckpointError, ConfigErr
 from bbu.logs import rank_of
 from bbu.models.attention import check_packing_is_safe
 from bbu.models.qwen import BBUModel, check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
-from bbu.rundir import RUN_CONFIG, Owner, RunFolder, held_lease, write_atomic
+from bbu.run import provenance
+from bbu.run.checkpoints import Checkpoint, clean_leftovers, config_hash, newest
+from bbu.run.files import write_atomic
+from bbu.run.folder import RUN_CONFIG, RunFolder
+from bbu.run.lease import Owner, held_lease
 from bbu.training.arguments import training_arguments
-from bbu.training.checkpointing import Checkpoint, clean_leftovers, config_hash, newest
 from bbu.training.metrics import ProgressCallback, StatusCallback, TensorBoardCallback
 from bbu.training.preemption import StopFlag, stop_agreed
 from bbu.training.trainer import BBUTrainer, Publication

@@ -18,7 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bbu.config.domains import InfrastructureConfig
 from bbu.logs import duration
-from bbu.rundir import RunFolder, write_status
+from bbu.run.folder import RunFolder
+from bbu.run.status import write_status
 from bbu.training.flops import Work
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import signal
 import threading
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+from bbu.errors import STOP_SIGNALS
 
 
 class StopFlag:

@@ -21,8 +21,8 @@ from bbu.data.dataset import BBUDataset
 from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
 from bbu.models.qwen import whole
-from bbu.rundir import RunFolder
-from bbu.training.checkpointing import Ranks, config_hash, publishing, rotate
+from bbu.run.checkpoints import Ranks, config_hash, publishing, rotate
+from bbu.run.folder import RunFolder
 from bbu.training.flops import peak_flops, training_flops, work_of
 from bbu.training.loss_manager import LossManager, global_counts
 from bbu.training.metrics import Throughput

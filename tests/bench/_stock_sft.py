@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import load_dataset
 from bbu.data.images import load_image

@@ -79,8 +79,9 @@ def status(user: User) -> list:
 
 
 def make_run(folder: Path, job: str) -> None:
-    from bbu.rundir import RunFolder, write_status
-    from bbu.training.checkpointing import Ranks, publishing
+    from bbu.run.checkpoints import Ranks, publishing
+    from bbu.run.folder import RunFolder
+    from bbu.run.status import write_status
 
     made = RunFolder(folder).create()
     made.config.write_text((Path(__file__).parents[2] / "configs/smoke.yaml").read_text())

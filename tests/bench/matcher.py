@@ -10,7 +10,7 @@ import torch
 from tabulate import tabulate
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.losses.matcher import HungarianMatcher
 
 SIZES = ((8, 100, 8), (32, 300, 43))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bbu.training.checkpointing import verify
+from bbu.run.checkpoints import verify
 from tests.cluster.testbed import Cluster
 from tests.cluster.user import User, eventually
 

@@ -27,7 +27,7 @@ SUBMIT = """
 import dataclasses, sys
 from pathlib import Path
 from bbu.jobs.clusters import load_profile
-from bbu.jobs.executor import submit
+from bbu.jobs.submission import submit
 from bbu.jobs.spec import JobSpec
 partition, nodes, minutes, requeues, *arguments = sys.argv[1:]
 profile = load_profile("test")

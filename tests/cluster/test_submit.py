@@ -18,7 +18,7 @@ SUBMIT = """
 import json, sys
 from pathlib import Path
 from bbu.jobs.clusters import load_profile
-from bbu.jobs.executor import submit
+from bbu.jobs.submission import submit
 from bbu.jobs.spec import JobSpec
 profile = load_profile("test")
 specs = tuple(JobSpec(tasks_per_node=1, resources=profile.train, max_requeues=3, name=s["name"],

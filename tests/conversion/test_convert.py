@@ -12,7 +12,7 @@ from PIL import Image
 
 from bbu import convert
 from bbu.config.domains import DataConfig
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.conversion.shards import SHARD_FOLDER, convert_shard, merge_shards
 from bbu.conversion.split import site_of
 from bbu.errors import ConfigError, DataError

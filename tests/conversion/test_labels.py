@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bbu.config.domains import DataConfig
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.conversion.labels import load_rules
 from bbu.conversion.vendor import Unusable, VendorObject
 from bbu.errors import BBUError

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bbu.config.domains import DataConfig
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.conversion.images import TRANSPOSES
 from bbu.conversion.labels import load_rules
 from bbu.conversion.plan import PhotoPlan, choose_frame, plan_photo, to_upright

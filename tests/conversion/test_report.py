@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.conversion.report import check_rejects, summarise
 from bbu.errors import DataError
 

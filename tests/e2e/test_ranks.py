@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bbu.training.checkpointing import verify
+from bbu.run.checkpoints import verify
 from tests.commands import Demo, Finished, call
 from tests.training.test_coordinator import scalars
 

@@ -53,7 +53,7 @@ def test_a_dataset_without_any_object_can_be_reported():
     assert "1 images" in table(metrics) and scalars(metrics)["detection/class_aware/f1@0.50"] == 1.0
 
 
-@pytest.mark.parametrize("module", ["bbu.inference.parse", "bbu.evaluation.report", "bbu.evaluation.ledger"])
+@pytest.mark.parametrize("module", ["bbu.inference.parse", "bbu.evaluation.report", "bbu.run.ledger"])
 def test_scoring_needs_no_torch(module: str):
     code = f"import sys, {module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

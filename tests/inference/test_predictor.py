@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import SampleBuilder
 from bbu.data.prompts import get_prompt

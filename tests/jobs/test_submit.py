@@ -13,7 +13,7 @@ from bbu.jobs.launch import Submission
 from bbu.jobs.plan import plan
 from bbu.jobs.records import record_of, remember
 from bbu.jobs.spec import JobSpec
-from bbu.rundir import RunFolder
+from bbu.run.folder import RunFolder
 from bbu.submit import facts_of, main, parser, request_of, run_config
 from tests.conftest import SlurmSays
 

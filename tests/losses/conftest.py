@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bbu.config.domains import DetectionConfig
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 
 
 @dataclass

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.models.qwen import load_model
-from bbu.training.checkpointing import verify
+from bbu.run.checkpoints import verify
 from tests.commands import ROOT, Demo, argv_of, call_well
 from tests.conftest import Entry
 

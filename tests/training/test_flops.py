@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import load_dataset
 from bbu.losses.language import find_supervision, language_sums

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.losses.language import split_by_role
 from bbu.training.loss_manager import LossManager, LossSum, global_counts, language_losses
 

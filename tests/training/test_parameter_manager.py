@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Trainer
 
 from bbu.config.domains import TrainingConfig
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.errors import ConfigError, ModelError
 from bbu.training.parameter_manager import GROUPS, ParameterManager, current_learning_rates, group_of
 

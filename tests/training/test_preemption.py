@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bbu.training.preemption import STOP_SIGNALS, StopFlag, install, obey_parent_only, stop_agreed
+from bbu.errors import STOP_SIGNALS
+from bbu.training.preemption import StopFlag, install, obey_parent_only, stop_agreed
 
 FORK = multiprocessing.get_context("fork")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bbu.config.load import load_config
+from bbu.config.read import load_config
 from bbu.errors import NonFiniteError
 from bbu.training.stability import GradientGuard
 

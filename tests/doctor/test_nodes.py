@@ -16,17 +16,17 @@ from typing import IO, Any
 
 import pytest
 
-from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.doctor import probe_job
-from bbu.jobs.doctor.health import (
+from bbu.doctor import launch as probe_job
+from bbu.doctor.findings import (
     FAILURE,
     OK,
     WARNING,
     Finding,
 )
-from bbu.jobs.doctor.network import between, nccl_transport
-from bbu.jobs.doctor.node import Here, clock_finding, explain, has_interface, judge
-from bbu.jobs.doctor.probe import (
+from bbu.doctor.launch import Outcome, Report, read_reports, run, slurm_step
+from bbu.doctor.network import between, nccl_transport
+from bbu.doctor.nodes import Here, clock_finding, explain, has_interface, judge
+from bbu.doctor.probe import (
     ALL_REDUCE,
     DONE,
     SIGNAL,
@@ -37,11 +37,11 @@ from bbu.jobs.doctor.probe import (
     memory_limit_mb,
     wait_until,
 )
-from bbu.jobs.doctor.probe_job import Outcome, Report, read_reports, run, slurm_step
-from bbu.jobs.doctor.slurm import (
+from bbu.doctor.slurm import (
     kinds_of,
 )
-from tests.jobs.doctor.findings import asking, bad, named
+from bbu.jobs.clusters import ClusterProfile
+from tests.doctor.findings import asking, bad, named
 
 HOME = Path(__file__).resolve().parents[3]
 HERE = Here(HOME, Path("/work"), 0.0)

@@ -13,10 +13,10 @@ import pytest
 
 from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile, load_profile
-from bbu.jobs.executor import dry_run, submit
 from bbu.jobs.launch import Submission
 from bbu.jobs.slurm import sbatch_options, slurm_parameters
 from bbu.jobs.spec import JobSpec, Resources
+from bbu.jobs.submission import dry_run, submit
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = "import os; print(*(os.environ[n] for n in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')), flush=True)"

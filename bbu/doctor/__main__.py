@@ -14,17 +14,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bbu.doctor.findings import Group, container_findings, failed, host_facts, machine_findings, warning
+from bbu.doctor.launch import LOG, local_tasks, prepare, run, slurm_step
+from bbu.doctor.nodes import Here, judge
+from bbu.doctor.probe import Facts, Plan, Stops, clock_ahead, run_probe
+from bbu.doctor.slurm import Kind, kinds_of, slurm_findings
 from bbu.errors import JobError, leave_at_once, run_entry
 from bbu.jobs.clusters import ClusterProfile, load_profile
-from bbu.jobs.doctor.health import Group, container_findings, failed, host_facts, machine_findings, warning
-from bbu.jobs.doctor.node import Here, judge
-from bbu.jobs.doctor.probe import Facts, Plan, Stops, clock_ahead, run_probe
-from bbu.jobs.doctor.probe_job import LOG, local_tasks, prepare, run, slurm_step
-from bbu.jobs.doctor.slurm import Kind, kinds_of, slurm_findings
 from bbu.jobs.queue import call
 from bbu.training import preemption
 
-HOME = Path(__file__).resolve().parents[1]
+HOME = Path(__file__).resolve().parents[2]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -98,7 +98,7 @@ def reduce(plan: Plan, folder: Path) -> Facts:
         return {"torch": None}
     log = folder / f"nccl-{os.environ['RANK']}.log"
     os.environ.update(NCCL_DEBUG="INFO", NCCL_DEBUG_SUBSYS="INIT,NET,GRAPH", NCCL_DEBUG_FILE=str(log))
-    from bbu.training.collective import all_reduce_facts, gpu_facts
+    from bbu.doctor.collective import all_reduce_facts, gpu_facts
 
     gpus = gpu_facts()
     result = all_reduce_facts(plan.megabytes, bool(plan.gpus and gpus["gpus"]), plan.patience_s)

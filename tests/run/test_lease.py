@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bbu import rundir
 from bbu.errors import CheckpointError
-from bbu.rundir import Lease, Owner, RunFolder, held_lease, read_status, write_atomic, write_status
+from bbu.run import lease as lease_module
+from bbu.run.files import write_atomic
+from bbu.run.folder import RunFolder
+from bbu.run.lease import Lease, Owner, held_lease
+from bbu.run.status import read_status, write_status
 
 
 @pytest.fixture
@@ -117,7 +120,7 @@ def test_a_released_lease_is_free_and_its_late_holder_cannot_release_the_next(ru
 
 def test_a_killed_process_of_this_host_holds_nothing(run: RunFolder):
     code = (
-        "import os, sys; from pathlib import Path; from bbu.rundir import *\n"
+        "import os, sys; from pathlib import Path; from bbu.run.lease import *; from bbu.run.folder import RunFolder\n"
         "Lease.take(RunFolder(Path(sys.argv[1])), Owner.of_this_process({}), 60)\n"
         "print('held', flush=True); sys.stdin.read()"
     )
@@ -134,7 +137,8 @@ def test_a_killed_process_of_this_host_holds_nothing(run: RunFolder):
 def test_of_many_contenders_for_a_stale_lease_exactly_one_wins(run: RunFolder):
     make_old(Lease.take(run, owner("1"), timeout_s=60), 100)
     code = (
-        "import os, sys; from pathlib import Path; from bbu.rundir import *; from bbu.errors import CheckpointError\n"
+        "import os, sys; from pathlib import Path; from bbu.run.lease import *\n"
+        "from bbu.run.folder import RunFolder; from bbu.errors import CheckpointError\n"
         "sys.stdin.readline()\n"
         "try:\n Lease.take(RunFolder(Path(sys.argv[1])), Owner.of_this_process({'SLURM_JOB_ID': sys.argv[2]}), 60)\n"
         "except CheckpointError: print('lost', flush=True)\n"
@@ -161,9 +165,9 @@ def test_of_many_contenders_for_a_stale_lease_exactly_one_wins(run: RunFolder):
 def test_a_contender_with_an_outdated_view_cannot_slip_in_below_the_holder(run: RunFolder, monkeypatch):
     Lease.take(run, owner("7"), timeout_s=60).release()
     holder = Lease.take(run, owner("8"), timeout_s=60)
-    real = rundir._last_generation
+    real = lease_module._last_generation
     views = iter([lambda folder: 0])  # what it saw before both others came
-    monkeypatch.setattr(rundir, "_last_generation", lambda folder: next(views, real)(folder))
+    monkeypatch.setattr(lease_module, "_last_generation", lambda folder: next(views, real)(folder))
     with pytest.raises(CheckpointError, match="another trainer has just taken"):
         Lease.take(run, owner("9"), timeout_s=60)
     holder.check()

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bbu.doctor.findings import GB, LEAST_FREE_GB, Finding, Group, failure, ok, warning
+from bbu.doctor.launch import Outcome, Report
+from bbu.doctor.network import between
+from bbu.doctor.probe import ALL_REDUCE, DONE, FILES, SIGNAL, Plan
+from bbu.doctor.slurm import Kind
 from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.doctor.health import GB, LEAST_FREE_GB, Finding, Group, failure, ok, warning
-from bbu.jobs.doctor.network import between
-from bbu.jobs.doctor.probe import ALL_REDUCE, DONE, FILES, SIGNAL, Plan
-from bbu.jobs.doctor.probe_job import Outcome, Report
-from bbu.jobs.doctor.slurm import Kind
 from bbu.jobs.queue import one_line
 from bbu.jobs.task import expand_nodes
 

@@ -13,7 +13,8 @@ from bbu.errors import CheckpointError, JobError
 from bbu.jobs.queue import QueuedJob, cancel, jobs_of, live, summary
 from bbu.jobs.records import JobRecord, newest, remembered
 from bbu.jobs.schedule import Schedule, drop
-from bbu.rundir import RunFolder, read_status
+from bbu.run.folder import RunFolder
+from bbu.run.status import read_status
 
 
 def known_run(folder: str) -> RunFolder:

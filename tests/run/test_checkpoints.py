@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from bbu.errors import CheckpointError
-from bbu.rundir import RunFolder
-from bbu.training import checkpointing
-from bbu.training.checkpointing import (
+from bbu.run import checkpoints as checkpointing
+from bbu.run.checkpoints import (
     MANIFEST,
     Ranks,
     clean_leftovers,
@@ -28,6 +27,7 @@ from bbu.training.checkpointing import (
     rotate,
     verify,
 )
+from bbu.run.folder import RunFolder
 
 ALONE = Ranks(0, 1, lambda: None)
 
@@ -203,8 +203,8 @@ def test_all_ranks_write_one_checkpoint_and_leave_only_when_it_is_published(run:
 KILLED = """
 import sys
 from pathlib import Path
-from bbu.rundir import RunFolder
-import bbu.training.checkpointing as c
+from bbu.run.folder import RunFolder
+import bbu.run.checkpoints as c
 
 def stop(*_):
     print("here", flush=True)
@@ -276,5 +276,5 @@ def test_the_config_hash_ignores_order_and_sees_values():
 
 
 def test_checkpointing_needs_no_torch():
-    code = "import bbu.training.checkpointing, bbu.training.preemption, sys; assert 'torch' not in sys.modules"
+    code = "import bbu.run.checkpoints, bbu.training.preemption, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

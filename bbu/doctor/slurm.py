@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from bbu.doctor.findings import Call, Finding, failure, ok, warning
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.doctor.health import Call, Finding, failure, ok, warning
 from bbu.jobs.queue import DEFAULT_MAX_ARRAY, config_of, one_line
 from bbu.jobs.schedule import scrontab_enabled
 from bbu.jobs.slurm import sbatch_options

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bbu.config.flat import DOMAINS, OWNERS
-from bbu.config.load import CONFIG_DIR, MAX_FILE_BYTES, load_config
+from bbu.config.read import CONFIG_DIR, MAX_FILE_BYTES, load_config
 from bbu.errors import ConfigError
 
 FLAT = (CONFIG_DIR / "base_flat.yaml").read_text(encoding="utf-8")

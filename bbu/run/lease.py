@@ -1,132 +1,23 @@
-"""The run folder: where everything of one run lies, its status and the lease that keeps it to one trainer.
+"""The lease that keeps a run folder to one trainer.
 
-A run folder is usually on a shared filesystem, so nothing here trusts local clocks or advisory locks: files
-are replaced by rename, a lease is taken by link(2), and its age is judged by the filesystem's own clock.
+A run folder is usually on a shared filesystem, so nothing here trusts local clocks or advisory locks: a lease is taken
+by link(2), and its age is judged by the filesystem's own clock.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bbu.errors import CheckpointError
-
-CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-RUN_CONFIG = "run_config.yaml"
-"""The resolved run config inside a checkpoint."""
-HEAD_KEY = "bbu_detection_head"
-"""Where a model folder's config.json describes its detection head."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Paths of one run.
-
-    `config.yaml provenance.json status.json jobs.jsonl checkpoint-{step}/ logs/ tensorboard/ eval/`
-    """
-
-    root: Path
-
-    @classmethod
-    def of(cls, output_root: str | Path, run_name: str) -> RunFolder:
-        """The folder of a run by its two config fields; creates nothing."""
-        return cls(Path(output_root) / f"output-{run_name}")
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def provenance(self) -> Path:
-        return self.root / "provenance.json"
-
-    @property
-    def status(self) -> Path:
-        return self.root / "status.json"
-
-    @property
-    def jobs(self) -> Path:
-        return self.root / "jobs.jsonl"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    @property
-    def eval(self) -> Path:
-        return self.root / "eval"
-
-    @property
-    def leases(self) -> Path:
-        return self.root / ".lease"
-
-    def create(self) -> RunFolder:
-        """Make the folder and its fixed subfolders; does nothing to what is there already."""
-        for folder in (self.logs, self.tensorboard, self.eval):
-            folder.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def checkpoint(self, step: int) -> Path:
-        return self.root / f"checkpoint-{step}"
-
-    def steps(self) -> list[int]:
-        """Steps of the published checkpoints, ascending by number; says nothing about their integrity."""
-        names = (CHECKPOINT_NAME.fullmatch(path.name) for path in self.root.glob("checkpoint-*") if path.is_dir())
-        # a padded name (checkpoint-007) is not one of ours: checkpoint(7) would not find it
-        return sorted(int(m[1]) for m in names if m and m[1] == str(int(m[1])))
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a machine after a crash, finds the old text or the new, never a part."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide it from the group
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """fsync a folder, so that names made or renamed in it outlive a crash."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_status(run: RunFolder, status: Mapping[str, Any]) -> None:
-    """Replace `status.json`, atomically. Raises ValueError for NaN, which is not JSON."""
-    write_atomic(run.status, json.dumps(dict(status), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-
-
-def read_status(run: RunFolder) -> dict[str, Any] | None:
-    """The content of `status.json`, None where there is none yet. Raises CheckpointError if it is not JSON."""
-    try:
-        return json.loads(run.status.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CheckpointError(f"{run.status}: not JSON; remove it, the next heartbeat writes it anew") from error
+from bbu.run.files import age_of, sync_folder, write_atomic
+from bbu.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -254,15 +145,6 @@ def _refuse_if_held(run: RunFolder, path: Path, owner: Owner, timeout_s: float) 
         f"{run.root}: in use by job {holder.job_id} (restart {holder.restart_count}, process {holder.pid} on "
         f"{holder.place.split()[0]}, last heartbeat {age:.0f} s ago); stop it or use another run_name"
     )
-
-
-def age_of(path: Path) -> float:
-    """Seconds since a file was touched, by the filesystem's clock: hosts disagree, the file server is one.
-
-    Opened, not just looked up: NFS asks the server for an opened file's times, and else may answer from a cache.
-    """
-    with tempfile.TemporaryFile(dir=path.parent) as probe, path.open("rb") as file:
-        return os.fstat(probe.fileno()).st_mtime - os.fstat(file.fileno()).st_mtime
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from bbu.doctor.findings import Finding, failure, ok, warning
+from bbu.doctor.launch import Outcome, Report
 from bbu.errors import PREEMPTED_EXIT_CODE
-from bbu.jobs.doctor.health import Finding, failure, ok, warning
-from bbu.jobs.doctor.probe_job import Outcome, Report
 
 SLOW_VISIBILITY_S = 5
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import CheckpointError
-from bbu.rundir import sync_folder
+from bbu.run.files import sync_folder
 
 _RELEASED = 0.0
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from bbu.errors import PREEMPTED_EXIT_CODE
 from bbu.jobs.task import distributed_env
-from bbu.rundir import sync_folder, write_atomic
+from bbu.run.files import sync_folder, write_atomic
 
 PLAN = "plan.json"
 FILES, ALL_REDUCE, SIGNAL, DONE = "files", "all-reduce", "signal", "done"
@@ -192,7 +192,7 @@ def node_facts(plan: Plan, environ: Mapping[str, str]) -> Facts:
         "restarts": environ.get("SLURM_RESTART_COUNT"),
         "in_container": bool(environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER")),
         "user_site": bool(site.ENABLE_USER_SITE),
-        "code": str(Path(__file__).resolve().parents[3]),
+        "code": str(Path(__file__).resolve().parents[2]),
         "cwd": os.path.realpath("."),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_mb": memory_mb(Path("/proc/meminfo").read_text()),

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bbu.errors import CheckpointError, JobError
+from bbu.jobs.control import flat, ids_of, jobs_of_run
 from bbu.jobs.queue import QueuedJob, jobs_of, restarts_of, summary
 from bbu.jobs.records import JobRecord, remembered
 from bbu.jobs.schedule import FAILED, Schedule
-from bbu.jobs.tools import flat, ids_of, jobs_of_run
-from bbu.rundir import RunFolder, age_of, read_status
+from bbu.run.files import age_of
+from bbu.run.folder import RunFolder
+from bbu.run.status import read_status
 
 SCHEDULED, ENDED, BROKEN, UNKNOWN = "scheduled", "ended", "BROKEN", "unknown"
 SILENT = "Slurm does not answer"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bbu.jobs.clusters import ClusterProfile
-from bbu.provenance import file_hash
+from bbu.run.provenance import file_hash
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 PACKAGES = {"yaml": "pyyaml", "submitit": "submitit", "numpy": "numpy", "PIL": "pillow", "tabulate": "tabulate"}

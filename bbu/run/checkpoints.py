@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import CheckpointError
-from bbu.rundir import RunFolder, sync_folder, write_atomic
+from bbu.run.files import sync_folder, write_atomic
+from bbu.run.folder import RunFolder
 
 MANIFEST = "MANIFEST.json"
 SAVING, DELETING, CORRUPT = ".saving-", ".deleting-", ".corrupt-"

@@ -1,4 +1,4 @@
-"""Runs `bbu.jobs.doctor.probe` on compute nodes, or as processes of this machine, and brings its reports back.
+"""Runs `bbu.doctor.probe` on compute nodes, or as processes of this machine, and brings its reports back.
 
 Nothing here waits without a bound, and nothing stays behind: a job that is given up on is cancelled.
 """
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from bbu.doctor.findings import Finding, failure
+from bbu.doctor.probe import SIGNAL, Plan, report_path
 from bbu.errors import PREEMPTED_EXIT_CODE
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.container import container_command, container_environment
-from bbu.jobs.doctor.health import Finding, failure
-from bbu.jobs.doctor.probe import SIGNAL, Plan, report_path
 from bbu.jobs.launch import new_folder
 from bbu.jobs.queue import call, leave_job
 from bbu.jobs.slurm import sbatch_options

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.doctor.health import (
+from bbu.doctor.findings import (
     FAILURE,
     OK,
     WARNING,
@@ -22,7 +21,7 @@ from bbu.jobs.doctor.health import (
     mounts_by_kernel,
     namespaces_off,
 )
-from bbu.jobs.doctor.slurm import (
+from bbu.doctor.slurm import (
     Kind,
     account_findings,
     duration_s,
@@ -35,9 +34,10 @@ from bbu.jobs.doctor.slurm import (
     slurm_findings,
     version_finding,
 )
+from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.queue import config_of
 from bbu.jobs.spec import Resources
-from tests.jobs.doctor.findings import bad, named
+from tests.doctor.findings import bad, named
 
 TEXTS = Path(__file__).parent / "slurm"
 VERSIONS = ("22.05", "24.11")

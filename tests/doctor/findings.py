@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from bbu.doctor.findings import FAILURE, Finding
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.doctor.health import FAILURE, Finding
 
 
 def asking(profile: ClusterProfile, **changes: Any) -> ClusterProfile:

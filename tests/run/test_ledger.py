@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bbu.errors import CheckpointError
-from bbu.evaluation.ledger import Ledger, evaluation_key
+from bbu.run.ledger import Ledger, evaluation_key
 
 KEYS = [f"{n:064x}" for n in range(8)]
 SPAWN = multiprocessing.get_context("spawn")
