@@ -48,6 +48,16 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
+def print_notice(program: str, text: str) -> None:
+    """Print one line for the person at the terminal: `program: text` on stderr, flushed.
+
+    Args:
+        program: the entry that speaks, as it is called: `bbu.submit`.
+        text: the line, without a full stop or a line break at its end.
+    """
+    print(f"{program}: {text}", file=sys.stderr, flush=True)
+
+
 def _replace_handlers(handlers: Mapping[str, logging.Handler], formatter: logging.Formatter) -> None:
     root = logging.getLogger()
     for old in [h for h in root.handlers if (h.name or "").startswith(HANDLER_PREFIX)]:

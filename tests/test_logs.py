@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bbu.logs import rank_of
+import pytest
+
+from bbu.logs import print_notice, rank_of
 
 SPEAK = """
 import logging, sys
@@ -70,3 +72,8 @@ def test_the_rank_comes_from_torch_then_slurm_then_zero():
     assert rank_of({"RANK": "2", "SLURM_PROCID": "5"}) == 2
     assert rank_of({"SLURM_PROCID": "5"}) == 5
     assert rank_of({}) == 0
+
+
+def test_a_notice_names_its_program_on_stderr(capsys: pytest.CaptureFixture[str]):
+    print_notice("bbu.submit", "3 runs")
+    assert tuple(capsys.readouterr()) == ("", "bbu.submit: 3 runs\n")
