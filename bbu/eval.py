@@ -20,7 +20,7 @@ from bbu.config.flat import DirectConfig
 from bbu.config.read import load_config
 from bbu.errors import PREEMPTED_EXIT_CODE, STOP_SIGNALS, CheckpointError, DataError, run_entry
 from bbu.evaluation.job import Evaluation, run_evaluation
-from bbu.evaluation.pending import METRICS, SOURCES, open_ledger, result_folder, sources_of
+from bbu.evaluation.pending import METRICS, open_ledger, result_folder, sources_of
 from bbu.evaluation.predictions import Prediction
 from bbu.evaluation.report import scalars, table
 from bbu.logs import set_up_logging
@@ -28,7 +28,7 @@ from bbu.run import provenance
 from bbu.run.checkpoints import MANIFEST, verify, verify_sizes
 from bbu.run.folder import CHECKPOINT_NAME, RUN_CONFIG, RunFolder
 from bbu.run.ledger import evaluation_key
-from bbu.schema import View, read_records
+from bbu.schema import SOURCES, View, read_records
 
 DECISIVE = (
     "attn_implementation", "vision_attn_implementation", "torch_dtype", "generation_max_new_tokens",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import DataError, run_entry
-from bbu.schema import Box
+from bbu.schema import SOURCES, Box
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     add("images", nargs="+", type=Path, metavar="IMAGE", help="photos")
     add("--checkpoint", required=True, type=Path, metavar="DIR", help="a checkpoint-{step} folder of a run")
     add("--prompt", help="instead of the instruction the run was trained with")
-    add("--source", choices=("answer", "head", "both"), default="answer", help="what to ask (answer)")
+    add("--source", choices=SOURCES, default="answer", help="what to ask (answer)")
     add("--teachers", type=int, default=0, metavar="N", help="worked examples before each photo (0)")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the pictures (predictions)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from bbu.errors import DataError
 
@@ -20,6 +20,9 @@ Box = tuple[float, float, float, float]
 Role = Literal["teacher", "student"]
 ROLE_CODES: dict[Role, int] = {"teacher": 1, "student": 2}
 """Values of a batch's `answer_roles`; 0 is a token nobody is supervised on."""
+Source = Literal["answer", "head", "both"]
+"""How objects are predicted: by the answer that the language model writes, by the detection head, or by both merged."""
+SOURCES: tuple[Source, ...] = get_args(Source)
 IGNORE_INDEX = -100
 """Label of an unsupervised token; the default `ignore_index` of torch's cross entropy."""
 
@@ -69,6 +72,23 @@ def read_records(path: Path) -> Iterator[Record]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield parse_record(line, f"{path}:{number}")
+
+
+def photos_hash_path(records: Path) -> Path:
+    """The file beside a records file that holds the SHA-256 over its photos: `val.jsonl` -> `val.photos.sha256`."""
+    return records.with_suffix(".photos.sha256")
+
+
+def read_photos_hash(records: Path) -> str | None:
+    """Read the SHA-256, in hex, that conversion took over the bytes of the photos of a records file.
+
+    Returns:
+        The hash; None where the data were converted before this file existed.
+    """
+    try:
+        return photos_hash_path(records).read_text(encoding="ascii").strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def view_to_dict(view: View) -> dict[str, Any]:

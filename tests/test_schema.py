@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bbu.errors import DataError
-from bbu.schema import dump_line, parse_record, read_records
+from bbu.schema import dump_line, parse_record, photos_hash_path, read_photos_hash, read_records
 
 OBJECT = {"bbox_2d": [1, 2, 30, 40], "desc": "螺丝连接点/BBU安装螺丝/安装正确"}
 PLAIN = {"images": ["ds_rescaled/a.jpeg"], "objects": [OBJECT], "width": 56, "height": 84}
@@ -68,3 +68,11 @@ def test_a_broken_line_names_file_and_line(tmp_path: Path):
     path.write_text(json.dumps(PLAIN) + "\n{\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"train\.jsonl:2: not JSON"):
         list(read_records(path))
+
+
+def test_the_hash_over_photos_lies_beside_the_records_and_may_be_missing(tmp_path: Path):
+    records = tmp_path / "val.jsonl"
+    assert photos_hash_path(records) == tmp_path / "val.photos.sha256"
+    assert read_photos_hash(records) is None
+    photos_hash_path(records).write_text("c0ffee\n")
+    assert read_photos_hash(records) == "c0ffee"

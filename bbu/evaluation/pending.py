@@ -11,10 +11,9 @@ from pathlib import Path
 
 from bbu.run.folder import HEAD_KEY, RunFolder
 from bbu.run.ledger import Ledger
+from bbu.schema import SOURCES
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
-SOURCES = ("answer", "head", "both")
-"""What can be scored: the written answer, the detection head, both together."""
 KEY_LETTERS = 12
 """Enough of a key to name a folder."""
 

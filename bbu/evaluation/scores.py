@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bbu.evaluation.pending import METRICS, SOURCES
+from bbu.evaluation.pending import METRICS
 from bbu.run.folder import CHECKPOINT_NAME, RunFolder
+from bbu.schema import SOURCES
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -31,11 +31,9 @@ from bbu.losses.boxes import to_corners
 from bbu.models.qwen import DetectionQuery, load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.resize import smart_resize
 from bbu.run.folder import RUN_CONFIG
-from bbu.schema import BBUObject, Box, View
+from bbu.schema import SOURCES, BBUObject, Box, Source, View
 
 MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
-Source = Literal["answer", "head", "both"]
-SOURCES: tuple[Source, ...] = ("answer", "head", "both")
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Predictor:
     @property
     def sources(self) -> tuple[Source, ...]:
         """What this model can be asked: a model without a head has its answer alone."""
-        return SOURCES if self._model.detection_head is not None else ("answer",)
+        return SOURCES if self._model.detection_head is not None else SOURCES[:1]
 
     def predict(
         self,
