@@ -14,7 +14,7 @@ from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.launch import Note, Submission, interpreter, new_folder, tasks_of
 from bbu.jobs.queue import max_array_size, one_line
-from bbu.jobs.spec import JobSpec, Resources
+from bbu.jobs.spec import JobSpec, Resources, job_name
 
 
 def submit_to_slurm(
@@ -89,7 +89,7 @@ def slurm_parameters(spec: JobSpec, profile: ClusterProfile, before: Sequence[st
         "setup": [f"module load {module}" for module in profile.modules] or None,
     }
     required = {
-        "job_name": f"bbu-{spec.name}",
+        "job_name": job_name(spec.name),
         "nodes": spec.nodes,
         "ntasks_per_node": spec.tasks_per_node,
         "cpus_per_task": asked.cpus_per_task,

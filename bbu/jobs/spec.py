@@ -8,6 +8,18 @@ from dataclasses import dataclass, field
 
 from bbu.errors import JobError
 
+_JOB_NAME_PREFIX = "bbu-"
+
+
+def job_name(kind: str) -> str:
+    """Return the name under which Slurm lists a job of this kind: `train` is called `bbu-train`."""
+    return _JOB_NAME_PREFIX + kind
+
+
+def job_kind(name: str) -> str | None:
+    """Return the kind of a job by its name in Slurm: `train` for `bbu-train`, None for a job that is not ours."""
+    return name.removeprefix(_JOB_NAME_PREFIX) if name.startswith(_JOB_NAME_PREFIX) else None
+
 
 @dataclass(frozen=True)
 class Resources:
