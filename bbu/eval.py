@@ -243,14 +243,14 @@ class Photos:
     def _find(self, images: Mapping[str, Any], source: str) -> dict[str, Any]:
         """What is found in each photo, by name."""
         if source == "both":
-            from bbu.inference.predictor import joined
+            from bbu.inference.predictor import merge_detections
 
             answers, heads = self._find(images, "answer"), self._find(images, "head")
             least = self.config.detection.detection_score_threshold
-            return {name: joined(answers[name], heads[name].above(least)) for name in images}
+            return {name: merge_detections(answers[name], heads[name].scoring_at_least(least)) for name in images}
         rest = [name for name in images if (source, name) not in self._found]
         # The head's uncertain finds as well: average precision needs them, the headline leaves them out.
-        found = self._predictor.predict([images[name] for name in rest], source=source, least=0.0) if rest else []
+        found = self._predictor.predict([images[name] for name in rest], source=source, min_score=0.0) if rest else []
         self._found |= {(source, name): one for name, one in zip(rest, found, strict=True)}
         return {name: self._found[source, name] for name in images}
 

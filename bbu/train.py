@@ -50,7 +50,7 @@ def train(config: DirectConfig) -> int:
     """Signal handlers first: a stop may come while the heavy imports are still going on."""
     from bbu.training import preemption
 
-    stop = preemption.install()
+    stop = preemption.install_stop_handlers()
     infra = config.infrastructure
     run = RunFolder.of(infra.output_root, infra.run_name)
     set_up_logging(infra.log_level, infra.log_verbose, rank_of(os.environ), run.logs)
@@ -59,7 +59,7 @@ def train(config: DirectConfig) -> int:
         check_shapes()
     from bbu.training.coordinator import TrainingCoordinator
 
-    code = TrainingCoordinator(config, stop, os.environ, held=unscored).run()
+    code = TrainingCoordinator(config, stop, os.environ).run()
     logger.info("run folder: %s", run.root)
     return code
 
@@ -72,13 +72,6 @@ def check_shapes() -> None:
     from jaxtyping import install_import_hook
 
     install_import_hook(list(CHECKED), "beartype.beartype")
-
-
-def unscored(run: RunFolder) -> list[int]:
-    """Steps that rotation must spare for the eval jobs."""
-    from bbu.evaluation.pending import unscored_steps
-
-    return unscored_steps(run)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def examine_nodes(profile: ClusterProfile, arguments: argparse.Namespace) -> Ite
 
 def probe(folder: Path) -> int:
     """One task of the job: the trainer's own stop flag, then a look at the node."""
-    flag = preemption.install()
+    flag = preemption.install_stop_handlers()
     return run_probe(folder, Stops(lambda: flag.received.name if flag.received else None), reduce)
 
 

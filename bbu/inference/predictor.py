@@ -37,7 +37,7 @@ MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values"
 
 
 @dataclass(frozen=True)
-class Found:
+class Detections:
     """What was found in one photo: boxes in pixels of the image as the model sees it (`size`, width and height),
     a score beside each object, and how the answer read (`ok` for the head, which cannot be malformed)."""
 
@@ -48,9 +48,9 @@ class Found:
     status: str = "ok"
     rejected: dict[str, int] = field(default_factory=dict)
 
-    def above(self, least: float) -> Found:
-        """Without objects whose score is below `least`."""
-        kept = [(item, score) for item, score in zip(self.objects, self.scores, strict=True) if score >= least]
+    def scoring_at_least(self, min_score: float) -> Detections:
+        """Without objects whose score is below `min_score`."""
+        kept = [(item, score) for item, score in zip(self.objects, self.scores, strict=True) if score >= min_score]
         objects, scores = tuple(item for item, _ in kept), tuple(score for _, score in kept)
         return dataclasses.replace(self, objects=objects, scores=scores)
 
@@ -96,22 +96,28 @@ class Predictor:
         prompt: str | None = None,
         *,
         source: Source = "answer",
-        least: float | None = None,
-    ) -> list[Found]:
-        """What is found in each photo, `generation_batch_size` photos at a time.
+        min_score: float | None = None,
+    ) -> list[Detections]:
+        """Detect the objects in each photo, `generation_batch_size` photos at a time.
 
-        prompt: instead of the config's instruction. least: score from which the head's finds are told, instead of
-        detection_score_threshold. Raises ModelError for the head of a model that has none.
+        Args:
+            images: RGB photos.
+            prompt: the instruction; None takes the config's.
+            source: which part of the model to query.
+            min_score: objects of the head with a lower score are left out; None takes detection_score_threshold.
+
+        Raises:
+            ModelError: the detection head is queried, but the model has none.
         """
         if source not in self.sources:
             raise ModelError(f"{self._model.name_or_path}: no detection head; ask for source answer")
-        least = self._detection.detection_score_threshold if least is None else least
+        min_score = self._detection.detection_score_threshold if min_score is None else min_score
         find = {
             "answer": self._answer,
-            "head": partial(self._head, least=least),
-            "both": partial(self._both, least=least),
+            "head": partial(self._head, min_score=min_score),
+            "both": partial(self._both, min_score=min_score),
         }[source]
-        found: list[Found] = []
+        found: list[Detections] = []
         for start in range(0, len(images), self._config.generation_batch_size):
             part = images[start : start + self._config.generation_batch_size]
             samples = [
@@ -128,7 +134,7 @@ class Predictor:
         boxes = [self.in_pixels_of(image, one) for image, one in zip(images, found, strict=True)]
         return boxes, [[item.desc for item in one.objects] for one in found]
 
-    def in_pixels_of(self, image: Image.Image, found: Found) -> list[Box]:
+    def in_pixels_of(self, image: Image.Image, found: Detections) -> list[Box]:
         """The boxes, carried from the model's pixels to the given image's."""
         plan = smart_resize(*image.size, *self._limits)
         x, y = image.width / plan.width, image.height / plan.height
@@ -142,7 +148,7 @@ class Predictor:
         return moved
 
     @torch.inference_mode()
-    def _answer(self, samples: Sequence[Sample], batch: dict[str, Any]) -> list[Found]:
+    def _answer(self, samples: Sequence[Sample], batch: dict[str, Any]) -> list[Detections]:
         recorder = ChosenLogProbabilities()
         output = self._model.generate(
             **{key: batch[key] for key in MODEL_KEYS},
@@ -155,7 +161,7 @@ class Predictor:
         answers = output[:, batch["input_ids"].shape[1] :].tolist()
         return [self._read(*each) for each in zip(answers, recorder.rows(), samples, strict=True)]
 
-    def _read(self, ids: list[int], log_probabilities: list[float], sample: Sample) -> Found:
+    def _read(self, ids: list[int], log_probabilities: list[float], sample: Sample) -> Detections:
         end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
         assert isinstance(end, int)
         finished = end in ids
@@ -164,17 +170,17 @@ class Predictor:
         assert isinstance(text, str)
         answer = parse_answer(text, finished=finished, width=sample.image_size[0], height=sample.image_size[1])
         scores = object_scores(answer, text, ids, log_probabilities, self._tokenizer)
-        return Found(answer.objects, scores, SCORE_SOURCE, sample.image_size, answer.status, answer.rejected)
+        return Detections(answer.objects, scores, SCORE_SOURCE, sample.image_size, answer.status, answer.rejected)
 
     @torch.inference_mode()
-    def _head(self, samples: Sequence[Sample], batch: dict[str, Any], least: float) -> list[Found]:
+    def _head(self, samples: Sequence[Sample], batch: dict[str, Any], min_score: float) -> list[Detections]:
         """The vision tower and the head alone; the language model is not run."""
         query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
         given = {key: batch[key] for key in ("pixel_values", "image_grid_thw")}
         _, output = self._model(**given, detection=query, read_detection=lambda output, model: output)
         scores = output.logits[-1].sigmoid().masked_fill(~output.valid, 0.0)
         kept, order = scores.topk(min(scores.shape[1], self._detection.detection_max_predictions), dim=1)
-        wanted = (kept >= least) & (kept > 0)
+        wanted = (kept >= min_score) & (kept > 0)
         rows, columns = wanted.nonzero(as_tuple=True)
         queries = order[rows, columns]
         captions = self._captions(output.states[rows, queries])
@@ -189,7 +195,7 @@ class Predictor:
                 found[row][0].append(BBUObject(pixels, caption))
                 found[row][1].append(score)
         return [
-            Found(tuple(objects), tuple(scores), "objectness", sample.image_size)
+            Detections(tuple(objects), tuple(scores), "objectness", sample.image_size)
             for (objects, scores), sample in zip(found, samples, strict=True)
         ]
 
@@ -203,15 +209,15 @@ class Predictor:
         )
         return [text.strip() for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def _both(self, samples: Sequence[Sample], batch: dict[str, Any], least: float) -> list[Found]:
-        pairs = zip(self._answer(samples, batch), self._head(samples, batch, least), strict=True)
-        return [joined(answer, head) for answer, head in pairs]
+    def _both(self, samples: Sequence[Sample], batch: dict[str, Any], min_score: float) -> list[Detections]:
+        pairs = zip(self._answer(samples, batch), self._head(samples, batch, min_score), strict=True)
+        return [merge_detections(answer, head) for answer, head in pairs]
 
 
-def joined(answer: Found, head: Found) -> Found:
+def merge_detections(answer: Detections, head: Detections) -> Detections:
     """The answer's objects, confirmed by the head where it saw them too, and what the head alone saw."""
     objects, scores = merge((answer.objects, answer.scores), (head.objects, head.scores))
-    return Found(objects, scores, "both", answer.size, answer.status, answer.rejected)
+    return Detections(objects, scores, "both", answer.size, answer.status, answer.rejected)
 
 
 class Qwen25VLInference(Predictor):

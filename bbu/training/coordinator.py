@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,16 +40,10 @@ HEARTBEATS = 5
 
 
 class TrainingCoordinator:
-    """One run. held: steps of a run that rotation must spare, because an eval holds them or has yet to score them."""
+    """Trains one run."""
 
-    def __init__(
-        self,
-        config: DirectConfig,
-        stop: StopFlag,
-        environ: Mapping[str, str],
-        held: Callable[[RunFolder], Collection[int]] = lambda run: (),
-    ) -> None:
-        self._config, self._stop, self._environ, self._held = config, stop, environ, held
+    def __init__(self, config: DirectConfig, stop: StopFlag, environ: Mapping[str, str]) -> None:
+        self._config, self._stop, self._environ = config, stop, environ
         self._rank = rank_of(environ)
         self.run_folder = RunFolder.of(config.infrastructure.output_root, config.infrastructure.run_name)
 
@@ -117,7 +111,6 @@ class TrainingCoordinator:
                 config=config,
                 image_digest=provenance.image_digest(self._environ),
                 complete=complete,
-                held=lambda: self._held(self.run_folder),
                 check=check,
             ),
             stop=self._stop,

@@ -1,6 +1,6 @@
 """Stopping with the state saved: Slurm's signals set a flag, and all ranks agree on it at a step boundary.
 
-`install` runs before the heavy imports, so nothing here imports torch at the top.
+`install_stop_handlers` runs before the heavy imports, so nothing here imports torch at the top.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StopFlag:
             signal.raise_signal(number)
 
 
-def install() -> StopFlag:
+def install_stop_handlers() -> StopFlag:
     """Install the handlers and return their flag; a second call in the same process returns the same flag."""
     handler = signal.getsignal(STOP_SIGNALS[0])
     installed = getattr(handler, "__self__", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from bbu.config.flat import DirectConfig
 from bbu.data.dataset import BBUDataset
 from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
+from bbu.evaluation.pending import unscored_steps
 from bbu.models.qwen import whole
 from bbu.run.checkpoints import Ranks, config_hash, publishing, rotate
 from bbu.run.folder import RunFolder
@@ -38,15 +39,14 @@ logger = logging.getLogger(__name__)
 class Publication:
     """Where checkpoints go, and what makes them whole.
 
-    complete: adds to a folder what a model folder needs beside its weights (rank 0). held: steps that rotation
-    must spare. check: raises if this trainer may no longer publish.
+    complete: adds to a folder what a model folder needs beside its weights (rank 0).
+    check: raises if this trainer may no longer publish.
     """
 
     run: RunFolder
     config: DirectConfig
     image_digest: str | None
     complete: Callable[[Path], None]
-    held: Callable[[], Collection[int]]
     check: Callable[[], None]
 
 
@@ -257,7 +257,7 @@ class BBUTrainer(Trainer):
                 what.complete(staged)
         self._published = step
         if self.ranks.rank == 0:
-            rotate(what.run, what.config.training.save_total_limit, what.held())
+            rotate(what.run, what.config.training.save_total_limit, unscored_steps(what.run))
         logger.info("checkpoint of step %d published", step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bbu.errors import STOP_SIGNALS
-from bbu.training.preemption import StopFlag, install, obey_parent_only, stop_agreed
+from bbu.training.preemption import StopFlag, install_stop_handlers, obey_parent_only, stop_agreed
 
 FORK = multiprocessing.get_context("fork")
 
@@ -23,7 +23,7 @@ FORK = multiprocessing.get_context("fork")
 @pytest.fixture
 def flag() -> Iterator[StopFlag]:
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield install()
+    yield install_stop_handlers()
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -38,7 +38,7 @@ def test_each_stop_signal_sets_the_flag_and_may_come_twice(flag: StopFlag, numbe
 
 def test_installing_again_keeps_the_flag_and_what_it_saw(flag: StopFlag):
     os.kill(os.getpid(), signal.SIGUSR2)
-    assert install() is flag
+    assert install_stop_handlers() is flag
     assert flag.received == signal.SIGUSR2
 
 
@@ -92,8 +92,8 @@ def test_a_worker_outlives_slurms_signals_and_obeys_its_parent(flag: StopFlag):
 
 RANK = """
 import os, signal, sys, time
-from bbu.training.preemption import install, stop_agreed
-flag = install()
+from bbu.training.preemption import install_stop_handlers, stop_agreed
+flag = install_stop_handlers()
 import torch.distributed as dist
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
@@ -120,8 +120,8 @@ def test_two_ranks_stop_at_the_same_step_though_one_alone_was_told(tmp_path: Pat
 
 LOADER = """
 import os, subprocess, sys
-from bbu.training.preemption import install, obey_parent_only
-flag = install()
+from bbu.training.preemption import install_stop_handlers, obey_parent_only
+flag = install_stop_handlers()
 from torch.utils.data import DataLoader
 loader = DataLoader(range(40), batch_size=1, num_workers=2, worker_init_fn=obey_parent_only, persistent_workers=True)
 seen = 0
