@@ -90,13 +90,13 @@ def as_row(view: RunView) -> dict[str, str]:
     """One line of the table."""
     status, checkpoint = view.status, sound_checkpoint(view.run)
     heartbeat = "-" if view.age is None else f"{duration(view.age)} ago" + (" STALE" if view.is_stale else "")
-    left = duration(status.get("seconds_left")) if status.get("phase") == "training" else "-"
+    left = duration(status.seconds_left) if status.phase == "training" else "-"
     return {
         "run": view.run.root.name.removeprefix("output-"),
         "state": view.state,
-        "step": f"{status['step']}/{status['max_steps']}" if "step" in status else "-",
-        "loss": number(status.get("loss")),
-        "samples/s": number(status.get("samples_per_second")),
+        "step": "-" if status.step is None else f"{status.step}/{status.max_steps}",
+        "loss": number(status.loss),
+        "samples/s": number(status.samples_per_second),
         "left": left,
         "heartbeat": heartbeat,
         "checkpoint": "-" if checkpoint is None else str(checkpoint),
@@ -134,7 +134,7 @@ def as_json(view: RunView) -> dict[str, Any]:
     return {
         "run": str(view.run.root),
         "state": view.state,
-        "status": dict(view.status),
+        "status": view.status.to_dict() if view.status.phase else {},
         "heartbeat_age_s": view.age,
         "stale": view.is_stale,
         "checkpoint": sound_checkpoint(view.run),
@@ -169,8 +169,8 @@ def compared_row(
     settings = {key: str(config.get(key, "-")) for key in keys}
     scores = ", ".join(f"{score.source} {score.f1:.3f} (step {score.step})" for score in best.values())
     name = view.run.root.name.removeprefix("output-")
-    step = str(view.status.get("step", "-"))
-    return {"run": name, **settings, "state": view.state, "step": step, "loss": number(view.status.get("loss")),
+    step = "-" if view.status.step is None else str(view.status.step)
+    return {"run": name, **settings, "state": view.state, "step": step, "loss": number(view.status.loss),
             "best F1": scores or "-"}  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,14 @@ from bbu.jobs.records import newest, record_of, remember, remembered
 from bbu.jobs.run_status import views_of
 from bbu.jobs.schedule import Schedule
 from bbu.run.folder import RunFolder
-from bbu.run.status import write_status
+from bbu.run.status import RunStatus, write_status
 from bbu.status import main
 from tests.conftest import SlurmSays
 
-TRAINING = {"phase": "training", "step": 30, "max_steps": 120, "seconds_left": 3725.0, "loss": 0.51234,
-            "samples_per_second": 8.25, "pid": 4711, "host": "here", "stale_after_s": 60.0,
-            "SLURM_JOB_ID": "7"}  # fmt: skip
+TRAINING = RunStatus(
+    phase="training", step=30, max_steps=120, seconds_left=3725.0, loss=0.51234, samples_per_second=8.25, pid=4711,
+    host="here", stale_after_s=60.0, job={"SLURM_JOB_ID": "7"},
+)  # fmt: skip
 
 NAMES = {"8": "bbu-eval", "20": "bbu-compare"}
 """Of jobs that do not train."""
@@ -91,7 +93,7 @@ def test_a_training_run_is_told_with_its_pace(
 def test_the_trainers_word_and_slurms_make_the_state(
     run: RunFolder, slurm_says: SlurmSays, phase: str, job: str, told: str
 ):
-    write_status(run, TRAINING | {"phase": phase})
+    write_status(run, replace(TRAINING, phase=phase))
     slurm_says("squeue", squeue(job))
     assert state(run) == told
 
@@ -108,7 +110,7 @@ def test_a_silent_trainer_is_stale_and_lost_when_slurm_has_no_job(run: RunFolder
 
 
 def test_a_completed_run_is_never_stale(run: RunFolder, slurm_says: SlurmSays):
-    write_status(run, TRAINING | {"phase": "completed"})
+    write_status(run, replace(TRAINING, phase="completed"))
     os.utime(run.status, (0, 0))
     slurm_says("squeue", "")
     assert not views_of([run])[0].is_stale and state(run) == "completed"
@@ -125,7 +127,7 @@ def test_of_an_array_that_several_runs_share_each_has_its_own_element(run: RunFo
 def test_a_run_of_an_sbatch_template_is_found_by_what_its_trainer_says(tmp_path: Path, slurm_says: SlurmSays):
     bare = RunFolder(tmp_path / "output-b").create()
     bare.config.write_text("{}")
-    write_status(bare, TRAINING | {"SLURM_JOB_ID": "18"})
+    write_status(bare, replace(TRAINING, job={"SLURM_JOB_ID": "18"}))
     slurm_says("squeue", squeue("18 RUNNING"))
     [view] = views_of([bare])
     assert view.state == "training, RUNNING" and view.jobs[0].ids == ("18",)
@@ -196,14 +198,14 @@ def test_records_come_back_as_they_were(run: RunFolder):
 
 
 def test_a_run_is_resumed_by_its_own_command_unless_it_is_done_or_busy(run: RunFolder, slurm_says: SlurmSays):
-    write_status(run, TRAINING | {"phase": "preempted"})
+    write_status(run, replace(TRAINING, phase="preempted"))
     slurm_says("squeue", squeue("7 FAILED NonZeroExitCode 75:0"))
     settings = ("--config", str(run.config))  # those it began with, whatever the named file says by now
     assert resumption(run).argv == ("train", "--nodes", "2", *settings)
     slurm_says("squeue", squeue("7 RUNNING"))
     with pytest.raises(JobError, match="job 7 is RUNNING"):
         resumption(run)
-    write_status(run, TRAINING | {"phase": "completed"})
+    write_status(run, replace(TRAINING, phase="completed"))
     with pytest.raises(JobError, match="completed"):
         resumption(run)
 
@@ -238,7 +240,7 @@ def test_an_id_that_came_again_for_another_job_is_left_alone(run: RunFolder, slu
 
 
 def test_a_run_that_trains_here_is_told_of_and_not_touched(run: RunFolder, slurm_says: SlurmSays):
-    write_status(run, {key: value for key, value in TRAINING.items() if key != "SLURM_JOB_ID"})
+    write_status(run, replace(TRAINING, job={}))
     slurm_says("squeue", "")
     [told] = cancel_runs([run])[run]
     assert "process 4711 on here" in told

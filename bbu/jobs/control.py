@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from bbu.errors import CheckpointError, JobError
 from bbu.jobs.queue import QueuedJob, cancel, jobs_of, live, summary
 from bbu.jobs.records import JobRecord, newest, remembered
 from bbu.jobs.schedule import Schedule, drop
 from bbu.run.folder import RunFolder
-from bbu.run.status import read_status
+from bbu.run.status import RunStatus, read_status
 
 
 def known_run(folder: str) -> RunFolder:
@@ -25,11 +24,11 @@ def known_run(folder: str) -> RunFolder:
     return run
 
 
-def ids_of(records: Sequence[JobRecord], status: Mapping[str, Any]) -> list[str]:
+def ids_of(records: Sequence[JobRecord], status: RunStatus) -> list[str]:
     """Slurm's ids of everything that was submitted for a run, and of the job that trains it by sbatch."""
     ids = [job for record in records for job in record.ids]
     ids += [key for record in records if record.is_schedule for key in Schedule.read(record.argv).job_keys()]
-    trained_by = status.get("SLURM_ARRAY_JOB_ID") or status.get("SLURM_JOB_ID")
+    trained_by = status.job.get("SLURM_ARRAY_JOB_ID") or status.job_id
     return list(dict.fromkeys([*ids, *([trained_by] if trained_by else [])]))
 
 
@@ -44,7 +43,7 @@ def jobs_of_run(record: JobRecord, known: dict[str, list[QueuedJob]]) -> list[Qu
 
 def live_jobs(run: RunFolder) -> list[QueuedJob]:
     """A run's own jobs in the queue or running; not its schedule's, nor any that serves other runs too."""
-    records, status = remembered(run), read_status(run) or {}
+    records, status = remembered(run), read_status(run)
     return own_jobs(records, status, jobs_of(ids_of(records, status)), ())
 
 
@@ -55,13 +54,13 @@ def live_training(run: RunFolder) -> list[QueuedJob]:
 
 def own_jobs(
     records: Sequence[JobRecord],
-    status: Mapping[str, Any],
+    status: RunStatus,
     known: dict[str, list[QueuedJob]],
     together: Collection[str],
 ) -> list[QueuedJob]:
     """The living jobs of a run that serve no run besides those of `together`."""
     ours = [job for record in records if not serves_others(record, together) for job in jobs_of_run(record, known)]
-    by_sbatch = [job for job in flat(known) if job.number == status.get("SLURM_JOB_ID") and job.name.startswith("bbu-")]
+    by_sbatch = [job for job in flat(known) if job.number == status.job_id and job.name.startswith("bbu-")]
     return live({job.id: job for job in [*ours, *by_sbatch]}.values())
 
 
@@ -79,7 +78,7 @@ def cancel_runs(runs: Sequence[RunFolder]) -> dict[RunFolder, list[str]]:
     A job that serves several runs ends only when all of them are named. Slurm is asked and told once for all runs.
     """
     records = {run: remembered(run) for run in runs}
-    statuses = {run: read_status(run) or {} for run in runs}
+    statuses = {run: read_status(run) for run in runs}
     known = jobs_of({job for run in runs for job in ids_of(records[run], statuses[run])})
     together = {str(run.root) for run in runs}
     told: dict[RunFolder, list[str]] = {}
@@ -119,17 +118,17 @@ def left_alone(
             yield f"{record.name} {', '.join(record.ids)}: left, it serves {number} runs; name them all to end it"
 
 
-def local_run(status: Mapping[str, Any]) -> list[str]:
+def local_run(status: RunStatus) -> list[str]:
     """A run that trains outside of Slurm is not ours to end, but ours to tell of."""
-    if status.get("phase") != "training" or "SLURM_JOB_ID" in status:
+    if status.phase != "training" or status.job_id:
         return []
-    return [f"trains outside of Slurm, as process {status['pid']} on {status['host']}: stop it there (Ctrl-C, or kill)"]
+    return [f"trains outside of Slurm, as process {status.pid} on {status.host}: stop it there (Ctrl-C, or kill)"]
 
 
 def resumption(run: RunFolder) -> JobRecord:
     """The record of the training that goes on. Raises JobError where nothing is to be done, or it is under way."""
     record = newest(run, "train")
-    if (read_status(run) or {}).get("phase") == "completed":
+    if read_status(run).phase == "completed":
         raise JobError(f"{run.root}: completed; to train further, submit it with more max_steps or num_train_epochs")
     if busy := live_training(run):
         raise JobError(f"{run.root}: job {busy[0].id} is {summary(busy)}; nothing to resume")

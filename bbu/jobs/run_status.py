@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bbu.errors import CheckpointError, JobError
 from bbu.jobs.control import flat, ids_of, jobs_of_run
@@ -15,7 +14,7 @@ from bbu.jobs.records import JobRecord, remembered
 from bbu.jobs.schedule import FAILED, Schedule
 from bbu.run.files import age_of
 from bbu.run.folder import RunFolder
-from bbu.run.status import read_status
+from bbu.run.status import RunStatus, read_status
 
 SCHEDULED, ENDED, BROKEN, UNKNOWN = "scheduled", "ended", "BROKEN", "unknown"
 SILENT = "Slurm does not answer"
@@ -50,7 +49,7 @@ class RunView:
     """
 
     run: RunFolder
-    status: Mapping[str, Any]
+    status: RunStatus
     age: float | None
     jobs: tuple[JobView, ...]
     schedules: tuple[ScheduleView, ...]
@@ -59,8 +58,8 @@ class RunView:
     @property
     def is_stale(self) -> bool:
         """Whether the trainer says that it trains, and has not said so for too long."""
-        training = self.status.get("phase") == "training"
-        return bool(training and self.age is not None and self.age > self.status.get("stale_after_s", 60.0))
+        training = self.status.phase == "training"
+        return bool(training and self.age is not None and self.age > (self.status.stale_after_s or 60.0))
 
     @property
     def evals(self) -> str:
@@ -77,7 +76,7 @@ class RunView:
     @property
     def state(self) -> str:
         """What it does, in a word or two: the phase of the trainer, and of its job what that does not say."""
-        phase, job = self.status.get("phase"), self.training
+        phase, job = self.status.phase, self.training
         if job is not None and job.text == SILENT:
             return f"{phase or 'not begun'}, {SILENT}"
         if job is None or not job.jobs:
@@ -108,26 +107,25 @@ def ask_slurm(ids: Collection[str]) -> Known:
         return None
 
 
-def status_of(run: RunFolder) -> dict[str, Any]:
+def status_of(run: RunFolder) -> RunStatus:
     """What the trainer says; one file that cannot be read is not to hide all other runs."""
     try:
-        return read_status(run) or {}
+        return read_status(run)
     except CheckpointError:
-        return {"phase": "status.json cannot be read"}
+        return RunStatus(phase="status.json cannot be read")
 
 
-def view_of(run: RunFolder, records: Sequence[JobRecord], status: Mapping[str, Any], known: Known) -> RunView:
+def view_of(run: RunFolder, records: Sequence[JobRecord], status: RunStatus, known: Known) -> RunView:
     jobs = [job_view(record, known) for record in records if not record.is_schedule]
     jobs += by_sbatch(status, jobs, known or {})
     training = [job for view in jobs if view.name == "train" for job in view.jobs]
-    told = int(status.get("SLURM_RESTART_COUNT") or 0)
     return RunView(
         run=run,
         status=status,
-        age=age(run) if status else None,
+        age=age(run) if status.phase else None,
         jobs=tuple(jobs),
         schedules=tuple(schedule_view(record, run, known) for record in records if record.is_schedule),
-        restarts=max(told, restarts_of(training) or 0),
+        restarts=max(status.restart_count, restarts_of(training) or 0),
     )
 
 
@@ -144,9 +142,9 @@ def job_view(record: JobRecord, known: Known) -> JobView:
     return JobView(record.name, record.ids, text, tuple(jobs))
 
 
-def by_sbatch(status: Mapping[str, Any], views: Sequence[JobView], known: dict[str, list[QueuedJob]]) -> list[JobView]:
+def by_sbatch(status: RunStatus, views: Sequence[JobView], known: dict[str, list[QueuedJob]]) -> list[JobView]:
     """The job that trains a run and was not submitted by bbu.submit; the status file names it."""
-    number = status.get("SLURM_JOB_ID")
+    number = status.job_id
     if number is None or any(job.number == number for view in views for job in view.jobs):
         return []
     found = [job for job in flat(known) if job.number == number and job.name.startswith("bbu-")]

@@ -39,9 +39,14 @@ def package_versions() -> dict[str, str | None]:
     return {name: _version(name) for name in PACKAGES}
 
 
+def slurm_facts(environ: Mapping[str, str]) -> dict[str, str]:
+    """Slurm's variables that name this job, as far as they are set."""
+    return {name: environ[name] for name in SLURM_FACTS if name in environ}
+
+
 def job_facts(environ: Mapping[str, str]) -> dict[str, str]:
-    """Slurm's ids of this job, where there are any, and the host."""
-    return {name: environ[name] for name in SLURM_FACTS if name in environ} | {"host": socket.gethostname()}
+    """Slurm's variables that name this job, and the host."""
+    return slurm_facts(environ) | {"host": socket.gethostname()}
 
 
 def describe(environ: Mapping[str, str], data_files: Iterable[Path] = ()) -> dict[str, Any]:

@@ -1,26 +1,93 @@
-"""`status.json`: what the trainer reports about a run."""
+"""`status.json`: what the trainer reports about a run while it trains, and at its end."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bbu.errors import CheckpointError
 from bbu.run.files import write_atomic
 from bbu.run.folder import RunFolder
+from bbu.run.provenance import SLURM_FACTS
+
+_OMITTED = ("loss", "samples_per_second", "tokens_per_second")
+"""Fields that the file has only once the trainer has logged them; the others are null where they are unknown."""
 
 
-def write_status(run: RunFolder, status: Mapping[str, Any]) -> None:
-    """Replace `status.json`, atomically. Raises ValueError for NaN, which is not JSON."""
-    write_atomic(run.status, json.dumps(dict(status), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+@dataclass(frozen=True)
+class RunStatus:
+    """The content of `status.json`; a field is None where the file lacks it, all of them where there is no file."""
+
+    phase: str | None = None
+    """training, completed, preempted or failed"""
+    step: int | None = None
+    """optimizer steps done"""
+    max_steps: int | None = None
+    """optimizer steps of the whole run"""
+    epoch: float | None = None
+    """epochs done, with the fraction of the current one"""
+    seconds_left: float | None = None
+    """estimated time to the last step; None before the first step of this start, and after the end"""
+    checkpoint_step: int | None = None
+    """step of the last published checkpoint"""
+    heartbeat: float | None = None
+    """when this was written, in seconds since 1970 by the clock of `host`"""
+    host: str | None = None
+    """where rank 0 runs"""
+    pid: int | None = None
+    """process id of rank 0 on `host`"""
+    stale_after_s: float | None = None
+    """age in seconds from which a status of phase `training` means that the trainer hangs or is gone"""
+    loss: float | None = None
+    """last logged training loss"""
+    samples_per_second: float | None = None
+    """samples per second over all ranks, since the log line before the last"""
+    tokens_per_second: float | None = None
+    """tokens per second over all ranks, since the log line before the last"""
+    job: Mapping[str, str] = field(default_factory=dict)
+    """Slurm's variables of the job (`SLURM_FACTS`); in the file they stand beside the other fields"""
+
+    @property
+    def job_id(self) -> str | None:
+        return self.job.get("SLURM_JOB_ID")
+
+    @property
+    def restart_count(self) -> int:
+        """How many times Slurm has requeued the job."""
+        return int(self.job.get("SLURM_RESTART_COUNT") or 0)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunStatus:
+        """Take the known fields of a file's content; others, of another version, are ignored."""
+        names = {item.name for item in fields(cls)} - {"job"}
+        job = {name: data[name] for name in SLURM_FACTS if name in data}
+        return cls(**{name: data[name] for name in names & data.keys()}, job=job)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file's content. A number that is not finite, which JSON has no word for, becomes null."""
+        values = {item.name: _finite_or_none(getattr(self, item.name)) for item in fields(self) if item.name != "job"}
+        return {k: v for k, v in values.items() if v is not None or k not in _OMITTED} | dict(self.job)
 
 
-def read_status(run: RunFolder) -> dict[str, Any] | None:
-    """The content of `status.json`, None where there is none yet. Raises CheckpointError if it is not JSON."""
+def write_status(run: RunFolder, status: RunStatus) -> None:
+    """Replace `status.json` atomically."""
+    write_atomic(run.status, json.dumps(status.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def read_status(run: RunFolder) -> RunStatus:
+    """Read `status.json`; an empty status where there is no file yet. Raises CheckpointError if it is damaged."""
     try:
-        return json.loads(run.status.read_text(encoding="utf-8"))
+        return RunStatus.from_dict(json.loads(run.status.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CheckpointError(f"{run.status}: not JSON; remove it, the next heartbeat writes it anew") from error
+        return RunStatus()
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{run.status}: not a JSON object; remove it, the trainer writes it again at its next heartbeat"
+        ) from error
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -101,7 +101,7 @@ class TrainingCoordinator:
         validation = dataset("eval") if config.training.eval_strategy != "no" else None
         for data in filter(None, (train, validation)):
             check_head_fits(data, config.detection)
-        status = StatusCallback(self.run_folder, config.infrastructure, provenance.job_facts(self._environ))
+        status = StatusCallback(self.run_folder, config.infrastructure, provenance.slurm_facts(self._environ))
         set_seed(config.training.seed)  # a fresh detection head is drawn from it
         model = load_model(folder, config.model, config.detection)
         check_attention(model, config)

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from bbu.config.domains import InfrastructureConfig
 from bbu.logs import duration
 from bbu.run.folder import RunFolder
-from bbu.run.status import write_status
+from bbu.run.status import RunStatus, write_status
 from bbu.training.flops import Work
 
 logger = logging.getLogger(__name__)
@@ -172,22 +172,21 @@ class StatusCallback(TrainerCallback):
             return
         self._written = time.monotonic()
         left = self._pace.seconds_left(state) if phase == "training" else None
-        status = {
-            "phase": phase,
-            "step": state.global_step,
-            "max_steps": state.max_steps,
-            "epoch": state.epoch,
-            "seconds_left": left,
-            "checkpoint_step": self._checkpoint,
-            "heartbeat": time.time(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "stale_after_s": max(LEAST_STALE_S, STALE_INTERVALS * self._interval),
+        status = RunStatus(
+            phase=phase,
+            step=state.global_step,
+            max_steps=state.max_steps,
+            epoch=state.epoch,
+            seconds_left=left,
+            checkpoint_step=self._checkpoint,
+            heartbeat=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            stale_after_s=max(LEAST_STALE_S, STALE_INTERVALS * self._interval),
             **self._logs,
-            **self._job,
-        }
-        finite = {k: v for k, v in status.items() if not isinstance(v, float) or abs(v) < float("inf")}
+            job=self._job,
+        )
         try:
-            write_status(self._run, finite)
+            write_status(self._run, status)
         except OSError as error:  # a heartbeat is not worth a run
             logger.warning("status.json could not be written: %s", error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from bbu.run import lease as lease_module
 from bbu.run.files import write_atomic
 from bbu.run.folder import RunFolder
 from bbu.run.lease import Lease, Owner, held_lease
-from bbu.run.status import read_status, write_status
 
 
 @pytest.fixture
@@ -50,36 +48,12 @@ def test_steps_are_ordered_by_number_and_only_published_names_count(run: RunFold
     assert run.steps() == [20, 100]
 
 
-def test_status_round_trips_and_leaves_no_other_file(run: RunFolder):
-    assert read_status(run) is None
-    write_status(run, {"step": 1, "state": "训练"})
-    write_status(run, {"step": 2, "state": "训练"})
-    assert read_status(run) == {"step": 2, "state": "训练"}
-    assert sorted(p.name for p in run.root.iterdir()) == ["eval", "logs", "status.json", "tensorboard"]
-
-
 def test_a_failed_write_leaves_the_old_status_and_no_draft(run: RunFolder):
-    write_status(run, {"step": 1})
+    run.status.write_text("old")
     with pytest.raises(UnicodeEncodeError):
         write_atomic(run.status, "half \ud800")
-    assert read_status(run) == {"step": 1}
+    assert run.status.read_text() == "old"
     assert not list(run.root.glob(".status*"))
-
-
-def test_a_reader_never_sees_half_a_status(run: RunFolder):
-    write_status(run, {"text": ""})
-    done = threading.Event()
-
-    def rewrite() -> None:
-        for n in range(60):
-            write_status(run, {"text": "x" * (n * 1000)})
-        done.set()
-
-    writer = threading.Thread(target=rewrite)
-    writer.start()
-    while not done.is_set():
-        assert set((read_status(run) or {})["text"]) <= {"x"}
-    writer.join()
 
 
 def test_a_second_trainer_is_refused_and_told_who_holds(run: RunFolder):
