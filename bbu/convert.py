@@ -11,12 +11,15 @@ import re
 from bbu.config.read import load_config
 from bbu.conversion.shards import convert_shard, merge_shards
 from bbu.errors import ConfigError, run_entry
+from bbu.jobs.task import state_max_requeues
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and convert; raises DataError when too much had to be rejected."""
     args = _parser().parse_args(argv)
-    config = load_config(args.config, overrides=args.set, use_new=args.use_new_config).data
+    run_config = load_config(args.config, overrides=args.set, use_new=args.use_new_config)
+    state_max_requeues(run_config.infrastructure.max_requeues)
+    config = run_config.data
     if args.shard is not None:
         print(f"wrote {convert_shard(config, *_shard(args.shard))}")
         return 0

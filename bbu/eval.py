@@ -23,6 +23,7 @@ from bbu.evaluation.job import Evaluation, run_evaluation
 from bbu.evaluation.pending import METRICS, open_ledger, result_folder, sources_of
 from bbu.evaluation.predictions import Prediction
 from bbu.evaluation.report import scalars, table
+from bbu.jobs.task import state_max_requeues
 from bbu.logs import set_up_logging
 from bbu.run import provenance
 from bbu.run.checkpoints import MANIFEST, verify, verify_sizes
@@ -124,7 +125,9 @@ def published(run: Path) -> list[Path]:
 def load(folder: Path, arguments: argparse.Namespace) -> DirectConfig:
     """The config asked for, or the one the checkpoint was trained with."""
     name = arguments.config or str(folder / RUN_CONFIG)
-    return load_config(name, overrides=arguments.overrides, use_new=arguments.use_new_config)
+    config = load_config(name, overrides=arguments.overrides, use_new=arguments.use_new_config)
+    state_max_requeues(config.infrastructure.max_requeues)
+    return config
 
 
 def score(folder: Path, arguments: argparse.Namespace) -> None:

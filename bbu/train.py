@@ -15,6 +15,7 @@ import yaml
 from bbu.config.arguments import add_config_arguments, config_from_arguments
 from bbu.config.flat import DirectConfig
 from bbu.errors import leave_at_once, run_entry
+from bbu.jobs.task import state_max_requeues
 from bbu.logs import rank_of, set_up_logging
 from bbu.run.folder import RunFolder
 
@@ -52,6 +53,7 @@ def train(config: DirectConfig) -> int:
 
     stop = preemption.install_stop_handlers()
     infra = config.infrastructure
+    state_max_requeues(infra.max_requeues)
     run = RunFolder.of(infra.output_root, infra.run_name)
     set_up_logging(infra.log_level, infra.log_verbose, rank_of(os.environ), run.logs)
 

@@ -12,6 +12,7 @@
 #   BBU_SCRATCH       a folder on the node's own disk: COMMAND gets a TMPDIR of its own there, removed at the end
 #   BBU_SHIELD        auto | on | off: see mount_shielded below (auto)
 #   BBU_NV            1 makes the GPUs visible inside (0)
+#   BBU_REQUEUE_CAP   a file of slurm/task.sh that COMMAND may write to: bound at the same path
 #   TMPDIR            where images are mounted (without BBU_SCRATCH) and where it is noted which are verified (/tmp)
 #
 # COMMAND finds in BBU_IMAGE_DIGEST and BBU_COMMIT what it runs in and on; see provenance below.
@@ -42,8 +43,9 @@ leave_if_asked() {
 
 check() {
     [ $# -gt 0 ] || fail "no command given; usage: container.sh COMMAND ARGS..."
-    case ${image:+$home$PWD${BBU_SCRATCH:-}} in
-        *[,:]*) fail "Apptainer cannot bind a path with a comma or colon: $home, $PWD, ${BBU_SCRATCH:-}" ;;
+    case ${image:+$home$PWD${BBU_SCRATCH:-}${BBU_REQUEUE_CAP:-}} in
+        *[,:]*) fail "Apptainer cannot bind a path with a comma or colon: $home, $PWD, ${BBU_SCRATCH:-}" \
+            "${BBU_REQUEUE_CAP:-}" ;;
     esac
     check_scratch
     case $code in checkout | image) ;; *) fail "BBU_CODE=$code; it is checkout or image" ;; esac
@@ -153,6 +155,7 @@ arguments() {
     [ "$PWD" = / ] || enter+=(--bind "$PWD")
     [ -z "${BBU_BINDS:-}" ] || enter+=(--bind "$BBU_BINDS")
     [ -z "$scratch" ] || enter+=(--bind "$scratch")
+    [ -z "${BBU_REQUEUE_CAP:-}" ] || enter+=(--bind "$BBU_REQUEUE_CAP")
     [ "${BBU_NV:-0}" != 1 ] || enter+=(--nv)
     enter+=("$1")
     [ "$code" = image ] || return

@@ -22,8 +22,7 @@ from bbu.doctor.findings import Finding, failure
 from bbu.doctor.probe import SIGNAL, Plan, report_path
 from bbu.errors import PREEMPTED_EXIT_CODE
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.container import container_command, container_environment
-from bbu.jobs.launch import new_folder
+from bbu.jobs.launch import new_folder, task_command, task_environment
 from bbu.jobs.queue import call, leave_job
 from bbu.jobs.slurm import sbatch_options
 
@@ -152,7 +151,6 @@ class LocalTasks:
 def plan_of(profile: ClusterProfile) -> Plan:
     return Plan(
         token=secrets.token_hex(8),
-        master_suffix=profile.master_suffix,
         gpus=profile.train.gpus_per_node,
         network_interface=profile.network_interface,
         binds=profile.binds if profile.image else [],
@@ -185,7 +183,7 @@ def local_tasks(profile: ClusterProfile, home: Path, folder: Path) -> LocalTasks
 
 
 def probe_command(profile: ClusterProfile, home: Path, folder: Path) -> list[str]:
-    inner = container_command(home, profile.image, ("-m", "bbu.doctor", "--probe", str(folder)))
+    inner = list(task_command(home, profile.image, ("-m", "bbu.doctor", "--probe", str(folder))))
     if not profile.modules:
         return inner
     loads = " && ".join(f"module load {module}" for module in profile.modules)
@@ -199,9 +197,9 @@ def probe_environment(profile: ClusterProfile, home: Path, folder: Path, environ
     """
     outside = dict(environ)
     leave_job(outside)
-    ours = container_environment(profile, home, profile.train.gpus_per_node)
+    ours = task_environment(profile, home, profile.train.gpus_per_node)
     binds = ",".join(filter(None, [ours["BBU_BINDS"], str(folder)]))
-    return outside | ours | {"BBU_BINDS": binds}
+    return outside | ours | {"BBU_BINDS": binds, "BBU_REQUEUE": "no"}
 
 
 def run(

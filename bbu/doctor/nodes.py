@@ -15,8 +15,7 @@ from bbu.doctor.probe import ALL_REDUCE, DONE, FILES, SIGNAL, Plan
 from bbu.doctor.slurm import Kind
 from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.queue import one_line
-from bbu.jobs.task import expand_nodes
+from bbu.jobs.queue import expand_nodes, one_line
 
 SHM_PER_TASK_GB = 1
 SLOW_FSYNC_S = 5
@@ -40,7 +39,7 @@ HINTS = (
      "correct modules; the nodes must know the command module (jobs inherit it from the shell that submits)"),
     (r"container\.sh: No such file", "put the checkout on a filesystem that all nodes see"),
     (r"plan\.json", "work_folder is not the same folder on the nodes: choose one on the shared filesystem"),
-    (r"neither SLURM_PROCID", "the container hides Slurm's variables: remove cleanenv from Apptainer's settings"),
+    (r"RANK is not set", "the container hides Slurm's variables: remove cleanenv from Apptainer's settings"),
     (r"No module named '?bbu", "the image or the nodes do not see the code: put the checkout on the shared filesystem"),
     (r"No module named", "build the image anew (containers/build.sh): it lacks a package"),
     (r"invalid partition|[Ii]nvalid account|[Ii]nvalid qos|node configuration is not available|allocation failure",

@@ -22,8 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bbu.errors import PREEMPTED_EXIT_CODE
-from bbu.jobs.task import distributed_env
+from bbu.errors import PREEMPTED_EXIT_CODE, JobError
 from bbu.run.files import sync_folder, write_atomic
 
 PLAN = "plan.json"
@@ -46,7 +45,6 @@ class Plan:
     """What the tasks are told by the file `plan.json` in their folder. patience_s bounds each wait for the others."""
 
     token: str
-    master_suffix: str
     gpus: int
     network_interface: str | None
     binds: list[str]
@@ -152,7 +150,8 @@ def run_probe(folder: Path, stops: Stops, reduce: Callable[[Plan, Path], Facts])
     `reduce` sums a tensor over all tasks and looks at the GPUs: it needs torch, which this room has not.
     """
     plan = Plan.read(folder)
-    os.environ.update(distributed_env(os.environ, plan.master_suffix))
+    if "RANK" not in os.environ:
+        raise JobError("RANK is not set: the container hides the variables of slurm/task.sh")
     probe = Probe(folder, plan)
     probe.tell(FILES, node_facts(plan, os.environ))
     probe.tell(ALL_REDUCE, probe.files())

@@ -14,48 +14,66 @@ from pathlib import Path
 from typing import Any
 
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.launch import Note, Submission, interpreter, new_folder, tasks_of
+from bbu.jobs.launch import Note, Submission, new_folder, python_command, tasks_of
 from bbu.jobs.spec import JobSpec
 from bbu.jobs.task import ContainerTask
 
-NO_LIMIT_MINUTES = 60 * 24 * 365  # submitit's local executor wants a time limit; a laptop has none
+_NO_LIMIT_MINUTES = 60 * 24 * 365
+"""submitit's local executor requires a time limit; on one's own machine there is none."""
+_POLL_SECONDS = 0.2
 
 
-def run_here(spec: JobSpec, profile: ClusterProfile, home: Path, tell: Callable[[str], None], note: Note) -> Submission:
-    """Run each element of a job on this machine, wait for it, and show what its first rank prints."""
+def run_here(
+    spec: JobSpec, profile: ClusterProfile, checkout: Path, notify: Callable[[str], None], note: Note
+) -> Submission:
+    """Run each element of a job on this machine, one after the other, and show what its first rank prints.
+
+    As in Slurm, an element that fails does not end the others.
+
+    Args:
+        spec: the job.
+        profile: the site.
+        checkout: the folder with the code.
+        notify: receives lines for the person at the terminal.
+        note: is called with the job before it begins.
+
+    Returns:
+        The job with the exit code of the first element that failed, or 0.
+    """
     if spec.nodes > 1:
-        tell(f"{spec.name}: {spec.nodes} nodes asked for, there is one: {spec.tasks} tasks run on it")
+        notify(f"{spec.name}: {spec.nodes} nodes asked for, there is one: {spec.tasks} tasks run on it")
     folder = new_folder(spec.name, profile)
-    tell(f"{spec.name}: logs {folder}")
+    notify(f"{spec.name}: logs {folder}")
     note(Submission(spec.name, (), (folder,), None, 0, len(spec.commands)))
     first_bad = 0
-    for index, task in enumerate(tasks_of(spec, profile, home)):  # as in Slurm, an element does not end the others
-        if code := run_element(task, spec, folder):
+    for index, task in enumerate(tasks_of(spec, profile, checkout)):
+        if code := _run_element(task, spec, python_command(checkout), folder):
             element = f" element {index}" if spec.is_array else ""
-            tell(f"{spec.name}:{element} failed with exit code {code}; every rank's output is in {folder}")
+            notify(f"{spec.name}:{element} failed with exit code {code}; every rank's output is in {folder}")
             first_bad = first_bad or code
     return Submission(spec.name, (), (folder,), first_bad)
 
 
-def run_element(task: ContainerTask, spec: JobSpec, folder: Path) -> int:
+def _run_element(task: ContainerTask, spec: JobSpec, python: str, folder: Path) -> int:
     from submitit import LocalExecutor
 
-    executor = LocalExecutor(folder, python=interpreter(task.home))
+    executor = LocalExecutor(folder, python=python)
     executor.update_parameters(
         tasks_per_node=spec.tasks,
         gpus_per_node=spec.resources.gpus_per_node,
-        timeout_min=NO_LIMIT_MINUTES,
+        timeout_min=_NO_LIMIT_MINUTES,
         stderr_to_stdout=True,
     )
-    with signals({signal.SIGINT: signal.SIG_IGN}):  # Ctrl-C is ours to hand on, in wait(); the tasks inherit this
+    # The terminal sends Ctrl-C to all processes at once. The tasks inherit that it is ignored: wait() forwards it.
+    with _signal_handlers({signal.SIGINT: signal.SIG_IGN}):
         job = executor.submit(task)
-    with signals({signal.SIGTERM: signal.default_int_handler}):  # `kill` ends the job as Ctrl-C does
-        return LocalRun(job).wait()
+    with _signal_handlers({signal.SIGTERM: signal.default_int_handler}):  # `kill` ends the job as Ctrl-C does
+        return _LocalRun(job).wait()
 
 
 @contextlib.contextmanager
-def signals(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    """These handlers for a while."""
+def _signal_handlers(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    """Install signal handlers for the duration of a `with` block."""
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -64,49 +82,49 @@ def signals(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class LocalRun:
-    """A running local job: shows rank 0's output, and ends all ranks when one of them fails."""
+class _LocalRun:
+    """A running local job: shows rank 0's output, and stops all ranks when one of them fails."""
 
-    def __init__(self, job: Any, poll_seconds: float = 0.2) -> None:
+    def __init__(self, job: Any) -> None:
+        self.job, self.shown_bytes = job, 0
         self.ranks = [job.task(rank) for rank in range(job.num_tasks)]
-        self.job, self.poll_seconds, self.shown = job, poll_seconds, 0
 
     def wait(self) -> int:
-        """The first failed rank's exit code, or 0. Ctrl-C stops the job, and is raised again when it has ended."""
+        """Return the exit code of the rank that failed first, or 0. Ctrl-C stops the job and is then raised again."""
         try:
-            first_bad = self.follow()
+            first_bad = self._follow()
         except KeyboardInterrupt:
-            self.follow(stopping=True)
+            self._follow(stopping=True)
             raise
-        return first_bad or next(filter(None, (self.code(rank) for rank in self.ranks)), 0)
+        return first_bad or next(filter(None, (self._exit_code(rank) for rank in self.ranks)), 0)
 
-    def follow(self, stopping: bool = False) -> int:
-        """Show the output until all ranks have ended; the code of the first that failed meanwhile, or 0.
+    def _follow(self, stopping: bool = False) -> int:
+        """Show the output until all ranks have ended; return the code of the first that failed meanwhile, or 0.
 
-        The ranks are asked to stop again and again: before ContainerTask has begun, submitit drops a TERM.
+        The request to stop is repeated: submitit drops a TERM that comes before ContainerTask has begun.
         """
         first_bad = 0
         while not self.job.done():
-            self.show()
-            first_bad = first_bad or self.failure()
+            self._show_output()
+            first_bad = first_bad or self._failure()
             if stopping or first_bad:
-                self.stop()
-            time.sleep(self.poll_seconds)
-        self.show()
+                self._stop()
+            time.sleep(_POLL_SECONDS)
+        self._show_output()
         return first_bad
 
-    def failure(self) -> int:
+    def _failure(self) -> int:
         ended = (rank for rank in self.ranks if rank.paths.result_pickle.exists())
-        return next(filter(None, (self.code(rank) for rank in ended)), 0)
+        return next(filter(None, (self._exit_code(rank) for rank in ended)), 0)
 
-    def stop(self) -> None:
-        """Ask all ranks to stop, as Slurm's --kill-on-bad-exit does; ContainerTask kills what does not."""
+    def _stop(self) -> None:
+        """Ask all ranks to stop, as Slurm's --kill-on-bad-exit does; ContainerTask kills a rank that does not."""
         self.job._process.terminate()
 
-    def code(self, rank: Any) -> int:
-        """What ContainerTask returned; 1 for a rank that died before it could return.
+    def _exit_code(self, rank: Any) -> int:
+        """Return what ContainerTask returned; 1 for a rank that died before it could return.
 
-        Read from the file: submitit's `result()` waits until all ranks have ended.
+        Read from the file, since submitit's `result()` waits until all ranks have ended.
         """
         from submitit.core.utils import pickle_load
 
@@ -115,16 +133,17 @@ class LocalRun:
         outcome, value = pickle_load(rank.paths.result_pickle)
         return value if outcome == "success" else 1
 
-    def show(self) -> None:
-        """Pass on what rank 0 has printed since last time, without submitit's own lines."""
+    def _show_output(self) -> None:
+        """Print what rank 0 has printed since the last call, without submitit's own lines."""
         path = self.ranks[0].paths.stdout
         if not path.exists():
             return
         with path.open("rb") as file:
-            file.seek(self.shown)
+            file.seek(self.shown_bytes)
             text = file.read()
-        whole = text[: text.rfind(b"\n") + 1] if not self.job.done() else text
-        self.shown += len(whole)
-        lines = whole.decode(errors="replace").splitlines(keepends=True)
+        # As long as the job runs, its last line may not be complete yet.
+        complete = text if self.job.done() else text[: text.rfind(b"\n") + 1]
+        self.shown_bytes += len(complete)
+        lines = complete.decode(errors="replace").splitlines(keepends=True)
         sys.stdout.write("".join(line for line in lines if not line.startswith("submitit ")))
         sys.stdout.flush()

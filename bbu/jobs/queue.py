@@ -1,12 +1,10 @@
-"""Asking Slurm: to run a job again (outside the container, under a cap, by one rank), and how jobs stand."""
+"""Asks Slurm how jobs stand."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +17,6 @@ DEFAULT_MAX_ARRAY = 1001
 LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD",
                   "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})  # fmt: skip
 """States of a job that has not ended."""
-UNANSWERED = "unanswered"
 JOB_PREFIXES, NO_JOB = ("SLURM_", "SLURMD_", "SUBMITIT_"), ("SLURM_CONF", "SLURM_CLUSTERS")
 """Variables that a job sets, and those among them that are of the site."""
 SQUEUE_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "exit_code", "Name", "JobID")
@@ -53,52 +50,6 @@ class QueuedJob:
         return f"{self.array}_{self.element}" if self.element else self.array
 
 
-def restart_count(environ: Mapping[str, str]) -> int:
-    """How often Slurm has started this job again (0 on the first start, and without Slurm)."""
-    return int(environ.get("SLURM_RESTART_COUNT") or 0)
-
-
-def own_id(environ: Mapping[str, str]) -> str:
-    """The running job's id for scontrol. An element of an array must be named as one: the last element to start
-    has the array's own number as SLURM_JOB_ID, and `scontrol requeue` of that number takes all its siblings along.
-    """
-    array, element = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{element}" if array else environ["SLURM_JOB_ID"]
-
-
-def requeue(environ: Mapping[str, str], max_requeues: int) -> bool:
-    """Put the running Slurm job back into the queue unless it has been there `max_requeues` times; say so.
-
-    Returns False, with the reason on standard error, if it was not put back. On success Slurm kills the
-    job's processes within moments. A job that somebody ends (`scancel`) or requeues by hand gets the same TERM as
-    one that is preempted; only its state tells them apart, and a cancelled job must not come back.
-    """
-    job, restarts = own_id(environ), restart_count(environ)
-    if restarts >= max_requeues:
-        tell(f"job {job} was restarted {restarts} times, the most allowed (max_requeues); not requeued")
-        return False
-    state = state_of(job)
-    if state not in ("RUNNING", "SIGNALING", UNANSWERED):
-        tell(f"job {job} is {state or 'gone'}: Slurm is ending it, so it is not requeued from here")
-        return False
-    code, _, why = call(["scontrol", "requeue", job])
-    if code:
-        tell(f"scontrol requeue {job} failed: {why.strip()}; submit the job again to go on")
-        return False
-    tell(f"job {job} saved its state and is requeued (restart {restarts + 1} of {max_requeues})")
-    return True
-
-
-def state_of(job: str) -> str:
-    """A job's state, asked for more than once: a controller may be busy. UNANSWERED where none comes."""
-    for wait_s in (1, 3, 0):
-        code, state, _ = call(["squeue", "-h", "-j", job, "-o", "%T"])
-        if code == 0:
-            return state.strip()
-        time.sleep(wait_s)
-    return UNANSWERED
-
-
 def leave_job(environ: MutableMapping[str, str]) -> None:
     """Forget the job that this process runs in, if any: what it submits is not part of that.
 
@@ -107,10 +58,6 @@ def leave_job(environ: MutableMapping[str, str]) -> None:
     """
     for name in [name for name in environ if name.startswith(JOB_PREFIXES) and name not in NO_JOB]:
         del environ[name]
-
-
-def tell(text: str) -> None:
-    print(f"bbu: {text}", file=sys.stderr, flush=True)
 
 
 def call(argv: Sequence[str]) -> tuple[int, str, str]:
@@ -143,6 +90,13 @@ def slurm_config() -> dict[str, str]:
 def config_of(text: str) -> dict[str, str]:
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}
+
+
+def expand_nodes(node_list: str) -> list[str]:
+    """Return the host names of a Slurm node list: `n1` and `n2` for `n[1-2]`. Raises JobError if it has none."""
+    if not node_list:
+        raise JobError("the node list is empty")
+    return ask(["scontrol", "show", "hostnames", node_list]).split()
 
 
 def max_array_size() -> int:

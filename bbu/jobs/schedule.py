@@ -21,8 +21,7 @@ from pathlib import Path
 
 from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.container import container_environment
-from bbu.jobs.launch import new_folder
+from bbu.jobs.launch import new_folder, task_environment
 from bbu.jobs.queue import ask, call, one_line, slurm_config
 from bbu.jobs.slurm import sbatch_options
 from bbu.run.files import write_atomic
@@ -127,7 +126,7 @@ def create(mode: str, minutes: int, runs: Sequence[Path], profile: ClusterProfil
 
 def script(schedule: Schedule, profile: ClusterProfile, home: Path) -> str:
     """The batch script. It states the caller's PATH: a scrontab's jobs begin with hardly any environment."""
-    environment = container_environment(profile, home, profile.eval.gpus_per_node)
+    environment = task_environment(profile, home, profile.eval.gpus_per_node)
     environment |= {"BBU_SCHEDULE": str(schedule.folder)} | ({} if profile.image else {"BBU_PYTHON": sys.executable})
     if schedule.mode == "resubmit":
         environment |= {"BBU_EVERY": str(schedule.minutes)}

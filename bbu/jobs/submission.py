@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.container import container_command, container_environment
-from bbu.jobs.launch import Note, Submission
+from bbu.jobs.launch import Note, Submission, job_environment, task_command
 from bbu.jobs.local import run_here
 from bbu.jobs.queue import max_array_size
-from bbu.jobs.slurm import script_text, submit_to_slurm, waited_for
+from bbu.jobs.slurm import awaited_ids, script_text, submit_to_slurm
 from bbu.jobs.spec import JobSpec, in_order
 
 
@@ -54,7 +53,7 @@ def describe(spec: JobSpec, profile: ClusterProfile, home: Path) -> Iterator[str
         waits = f", after {', '.join(spec.after)}" if spec.after else ""
         yield "\n".join([f"### {spec.name}: {spec.tasks} tasks on this machine{waits}", *commands(spec, profile, home)])
         return
-    before = waited_for(spec, {name: (f"<id of {name}>",) for name in spec.after})
+    before = awaited_ids(spec, {name: (f"<id of {name}>",) for name in spec.after})
     parts = list(spec.chunks(max_array_size() if spec.is_array else 1))
     for number, part in enumerate(parts, 1):
         of = f" (array {number} of {len(parts)})" if len(parts) > 1 else ""
@@ -66,8 +65,8 @@ def describe(spec: JobSpec, profile: ClusterProfile, home: Path) -> Iterator[str
 
 def commands(spec: JobSpec, profile: ClusterProfile, home: Path) -> Iterator[str]:
     """The settings that all tasks share, then a command for each element."""
-    settings = container_environment(profile, home, spec.resources.gpus_per_node) | dict(spec.environment)
+    settings = job_environment(spec, profile, home)
     yield from (f"export {name}={shlex.quote(value)}" for name, value in settings.items())
     for index, command in enumerate(spec.commands):
         element = f"  # element {index}" if spec.is_array else ""
-        yield shlex.join(container_command(home, profile.image, command)) + element
+        yield shlex.join(task_command(home, profile.image, command)) + element

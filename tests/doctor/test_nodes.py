@@ -41,6 +41,7 @@ from bbu.doctor.slurm import (
     kinds_of,
 )
 from bbu.jobs.clusters import ClusterProfile
+from tests.conftest import SlurmSays
 from tests.doctor.findings import asking, bad, named
 
 HOME = Path(__file__).resolve().parents[3]
@@ -71,7 +72,7 @@ def outcome(first: dict | None = None, second: dict | None = None, **changes: An
 
 
 def told(profile: ClusterProfile, result: Outcome, here: Here = HERE, nodes: int = 2) -> list[Finding]:
-    plan = Plan("t", "", profile.train.gpus_per_node, profile.network_interface, profile.binds, 64, 60)
+    plan = Plan("t", profile.train.gpus_per_node, profile.network_interface, profile.binds, 64, 60)
     groups = judge(profile, kinds_of(profile, nodes)[0], plan, result, here)
     return [finding for group in groups for finding in group.findings]
 
@@ -157,7 +158,8 @@ def test_gpus(profile: ClusterProfile, driver: str | None, reduced: dict, line: 
     assert any(line in what for what in bad(told(asking(profile, gpus_per_node=2), outcome(both, both))))
 
 
-def test_tasks_that_never_came_are_named_with_their_nodes(profile: ClusterProfile):
+def test_tasks_that_never_came_are_named_with_their_nodes(profile: ClusterProfile, slurm_says: SlurmSays):
+    slurm_says("scontrol", "n1\nn2\n")
     lost = outcome(log="1: FATAL:   container creation failed: mount source /data doesn't exist\n", code=255)
     del lost.reports[1]
     [what] = bad(told(profile, lost))

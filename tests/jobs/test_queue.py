@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bbu.errors import JobError
-from bbu.jobs.queue import QueuedJob, jobs_of, leave_job, own_id, restarts_of, shell_code, summary
+from bbu.jobs.queue import QueuedJob, expand_nodes, jobs_of, leave_job, restarts_of, shell_code, summary
 from tests.conftest import SlurmSays
 
 
@@ -34,10 +34,16 @@ def test_the_most_restarts_of_an_array_count_and_accounting_knows_none():
     assert restarts_of([queued("COMPLETED", restarts=None)]) is None
 
 
-def test_an_element_of_an_array_is_named_as_one():
-    """The last to start has the array's own number, by which all its siblings would be requeued."""
-    assert own_id({"SLURM_JOB_ID": "40", "SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "3"}) == "40_3"
-    assert own_id({"SLURM_JOB_ID": "40"}) == "40"
+def test_a_node_list_is_expanded_by_scontrol(slurm_says: SlurmSays):
+    slurm_says("scontrol", "n1\nn2\nm3\n")
+    assert expand_nodes("n[1-2],m3") == ["n1", "n2", "m3"]
+
+
+def test_a_node_list_that_scontrol_cannot_read_is_refused(slurm_says: SlurmSays):
+    slurm_says("scontrol", "scontrol: error: Invalid hostlist\n", 1)
+    for node_list in ("", "n[1-2"):
+        with pytest.raises(JobError):
+            expand_nodes(node_list)
 
 
 SQUEUE_24_11 = """\

@@ -1,4 +1,7 @@
-"""A task: its rank, its address, and how its end is told. The children here are real processes."""
+"""The host half of a task: the rank's place, how its end is reported, and who requeues. Its commands are processes.
+
+What it does on a real Slurm stands in tests/cluster/test_requeue.py.
+"""
 
 from __future__ import annotations
 
@@ -6,165 +9,294 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import yaml
 
-from bbu.errors import JobError
-from bbu.jobs.task import FIRST_PORT, PORTS, distributed_env, expand_nodes, master_port
+from bbu.config.read import CONFIG_DIR
+from bbu.errors import PREEMPTED_EXIT_CODE
+from bbu.jobs.task import state_max_requeues
 
 ROOT = Path(__file__).resolve().parents[2]
-EPHEMERAL = 32_768
-SLURM = {
+PROGRAMS = Path(__file__).parent / "programs"
+EPHEMERAL_PORTS = 32_768
+RANK_3 = {
     "SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1",
     "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "41",
 }  # fmt: skip
+LOCAL_RANK_0 = {
+    "SUBMITIT_LOCAL_GLOBALID": "0", "SUBMITIT_LOCAL_NTASKS": "1",
+    "SUBMITIT_LOCAL_LOCALID": "0", "SUBMITIT_LOCAL_JOB_ID": "41",
+}  # fmt: skip
 
-
-@pytest.mark.parametrize(
-    ("text", "nodes"),
-    [
-        ("n1", ["n1"]),
-        ("n[1-2,5],m3", ["n1", "n2", "n5", "m3"]),
-        ("gpu[08-11]", ["gpu08", "gpu09", "gpu10", "gpu11"]),
-        ("r[1-2]n[3,4]", ["r1n3", "r1n4", "r2n3", "r2n4"]),
-        ("a-b.site.org,c_1", ["a-b.site.org", "c_1"]),
-        ("n[1-2]-ib", ["n1-ib", "n2-ib"]),
-    ],
-)
-def test_a_node_list_is_read_as_slurm_reads_it(text: str, nodes: list[str]):
-    assert expand_nodes(text) == nodes
-
-
-@pytest.mark.parametrize("text", ["", "n[1-2", "n[a]", "n[1-]", "n1;rm", "n[1--2]", ","])
-def test_what_is_no_node_list_is_refused(text: str):
-    with pytest.raises(JobError):
-        expand_nodes(text)
-
-
-def test_a_rank_learns_its_place_from_slurm():
-    expected = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07-ib", "MASTER_PORT": "20041"}
-    assert distributed_env(SLURM, "-ib") == expected
-
-
-def test_a_step_on_part_of_the_job_has_its_own_first_node_and_size():
-    env = distributed_env(SLURM | {"SLURM_STEP_NODELIST": "gpu08", "SLURM_STEP_NUM_TASKS": "2"})
-    assert (env["MASTER_ADDR"], env["WORLD_SIZE"]) == ("gpu08", "2")
-
-
-def test_outside_of_a_job_there_is_no_rank():
-    with pytest.raises(JobError, match="srun or submitit"):
-        distributed_env({})
-
-
-@given(st.integers(1, 10**9), st.integers(0, 1000))
-def test_the_port_stays_below_the_ephemeral_ones_and_changes_with_job_and_restart(job: int, restarts: int):
-    port = master_port(job, restarts)
-    assert FIRST_PORT <= port < FIRST_PORT + PORTS < EPHEMERAL
-    assert port != master_port(job + 1, restarts) and port != master_port(job, restarts + 1)
+SlurmCommands = Callable[..., None]
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> dict[str, str]:
-    """The environment of rank 0 of a Slurm job, with an `scontrol` that notes how it was called."""
-    program = tmp_path / "scontrol"
-    program.write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/called\nexit ${{SCONTROL_CODE:-0}}\n')
-    program.chmod(0o755)
-    return os.environ | SLURM | {"SLURM_PROCID": "0", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+def slurm_commands(tmp_path: Path) -> SlurmCommands:
+    """Stand-ins for `scontrol`, which notes what it is asked to requeue, and `squeue`, which prints the job's state."""
+
+    def install(state: str = "RUNNING", requeue_code: int = 0, squeue_code: int = 0) -> None:
+        programs = {
+            "scontrol": f"""
+            case $1 in
+                show) printf '%s\\n' "${{3%%[*}}07" "${{3%%[*}}08" ;;
+                requeue) echo "$@" >>{tmp_path}/requeued; echo not today >&2; exit {requeue_code} ;;
+            esac
+            """,
+            "squeue": f'echo "$@" >>{tmp_path}/queried; echo {state}; exit {squeue_code}',
+            "sleep": "exit 0",
+        }
+        for name, text in programs.items():
+            (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+
+    install()
+    return install
 
 
-def start(environ: dict[str, str], child: str, max_restarts: int = 1) -> subprocess.Popen[str]:
-    """Call a ContainerTask, as submitit would, in a process of its own; `child` is its Python program."""
-    program = f"""
-import signal, sys
-from pathlib import Path
-from bbu.jobs.task import ContainerTask
-signal.signal(signal.SIGUSR2, lambda *a: sys.exit("submitit's handler ran"))
-task = ContainerTask(("-c", {child!r}), Path({str(ROOT)!r}), None, {{}}, {max_restarts}, "", 1)
-print("returned", task(), flush=True)
-"""
+@pytest.fixture
+def slurm(tmp_path: Path, slurm_commands: SlurmCommands) -> dict[str, str]:
+    """The environment of rank 0 of a Slurm job."""
+    return outside_of_slurm() | RANK_3 | {"SLURM_PROCID": "0", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def local() -> dict[str, str]:
+    """The environment of the only rank of a job of submitit's local executor."""
+    return outside_of_slurm() | LOCAL_RANK_0
+
+
+def outside_of_slurm() -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))}
+    return clean | {"BBU_HOME": str(ROOT)}
+
+
+def run_task(environ: dict[str, str], *command: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run `slurm/task.sh` with one of the programs as its command."""
+    program, *arguments = command
+    argv = ["bash", str(ROOT / "slurm/task.sh"), sys.executable, str(PROGRAMS / program), *arguments]
+    return subprocess.run(argv, env=environ | changes, cwd=ROOT, text=True, capture_output=True, timeout=60)
+
+
+def start_through_submitit(environ: dict[str, str], *command: str) -> subprocess.Popen[str]:
+    """Start one of the programs through a ContainerTask, in a session of its own."""
+    program, *arguments = command
     return subprocess.Popen(
-        [sys.executable, "-c", program], env=environ, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        [sys.executable, str(PROGRAMS / "call_task.py"), str(PROGRAMS / program), *arguments],
+        env=environ, cwd=ROOT, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def ending(environ: dict[str, str], child: str, max_restarts: int = 1) -> tuple[int, str, str]:
-    process = start(environ, child, max_restarts)
+def run_through_submitit(environ: dict[str, str], *command: str) -> tuple[int, str, str]:
+    process = start_through_submitit(environ, *command)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 
 
+def start_and_wait_until_ready(environ: dict[str, str], program: str) -> subprocess.Popen[str]:
+    process = start_through_submitit(environ, program)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    return process
+
+
+# A rank's place.
+
+
+def test_a_rank_learns_its_place_from_slurm(slurm: dict[str, str]):
+    done = run_task(slurm | RANK_3, "print_rank.py", BBU_MASTER_SUFFIX="-ib")
+    assert done.stdout == "3 4 1 gpu07-ib 20041 ''\n", done.stderr
+
+
+def test_a_step_on_part_of_the_job_has_its_own_first_node_and_size(slurm: dict[str, str]):
+    done = run_task(slurm, "print_rank.py", SLURM_STEP_NODELIST="cpu[07-08]", SLURM_STEP_NUM_TASKS="2")
+    assert done.stdout.split()[:4] == ["0", "2", "1", "cpu07"]
+
+
+def test_a_rank_learns_its_place_from_submitits_local_executor(local: dict[str, str]):
+    assert run_task(local, "print_rank.py").stdout == "0 1 0 127.0.0.1 20041 ''\n"
+
+
+def test_outside_of_a_job_there_is_no_rank():
+    done = run_task(outside_of_slurm(), "leave.py", "0")
+    assert done.returncode == 127 and "srun or by submitit" in done.stderr
+
+
+def test_a_node_list_that_scontrol_cannot_read_is_refused(slurm: dict[str, str], tmp_path: Path):
+    (tmp_path / "scontrol").write_text("#!/bin/bash\necho 'Invalid hostlist' >&2; exit 1\n")
+    done = run_task(slurm, "leave.py", "0")
+    assert done.returncode == 127 and "cannot read the node list gpu[07-08]" in done.stderr
+
+
+@pytest.mark.parametrize(("job", "restarts"), [(1, 0), (9_999, 0), (10**9, 0), (41, 1), (41, 1000)])
+def test_the_port_stays_below_the_ephemeral_ones_and_changes_with_job_and_restart(
+    slurm: dict[str, str], job: int, restarts: int
+):
+    def port(job: int, restarts: int) -> int:
+        changes = {"SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(restarts)}
+        return int(run_task(slurm, "print_rank.py", **changes).stdout.split()[4])
+
+    first = port(job, restarts)
+    assert 20_000 <= first < 30_000 < EPHEMERAL_PORTS
+    assert first != port(job + 1, restarts) and first != port(job, restarts + 1)
+
+
+def test_stop_signals_reach_the_command_with_their_default_action(slurm: dict[str, str]):
+    """A signal that a shell ignores is ignored by what it starts."""
+    assert run_task(slurm, "signal_dispositions.py").stdout == "\n"
+    assert run_through_submitit(slurm, "signal_dispositions.py")[1] == "\n"
+
+
+# The end under Slurm.
+
+
 @pytest.mark.parametrize("code", [0, 1, 7, 137])
-def test_under_slurm_a_code_passes_through_unchanged(slurm: dict[str, str], code: int):
-    assert ending(slurm, f"raise SystemExit({code})")[0] == code
+def test_a_code_passes_through_unchanged(slurm: dict[str, str], code: int):
+    assert run_task(slurm, "leave.py", str(code)).returncode == code
+    assert run_through_submitit(slurm, "leave.py", str(code))[0] == code
 
 
-def test_a_child_killed_by_a_signal_gives_a_shells_code(slurm: dict[str, str]):
-    assert ending(slurm, "import os; os.kill(os.getpid(), 9)")[0] == 137
+def test_a_command_killed_by_a_signal_gives_a_shells_code(slurm: dict[str, str]):
+    assert run_task(slurm, "die.py").returncode == 137
+
+
+def requeued(tmp_path: Path) -> str:
+    """What scontrol was asked to requeue."""
+    path = tmp_path / "requeued"
+    return path.read_text() if path.exists() else ""
 
 
 def test_rank_0_requeues_a_job_that_saved_its_state(slurm: dict[str, str], tmp_path: Path):
-    code, out, err = ending(slurm, "raise SystemExit(75)")
-    assert (code, out) == (0, "returned 75\n")
-    assert (tmp_path / "called").read_text() == "requeue 41\n" and "requeued (restart 1 of 1)" in err
+    done = run_task(slurm, "leave.py", "75", "1")
+    assert done.returncode == 0 and "requeued (restart 1 of 1)" in done.stderr
+    assert requeued(tmp_path) == "requeue 41\n"
 
 
-def test_the_other_ranks_just_return(slurm: dict[str, str], tmp_path: Path):
-    assert ending(slurm | {"SLURM_PROCID": "1"}, "raise SystemExit(75)")[:2] == (0, "returned 75\n")
-    assert not (tmp_path / "called").exists()
+def test_submitit_hands_over_to_the_same_host_half(slurm: dict[str, str], tmp_path: Path):
+    code, _, err = run_through_submitit(slurm, "leave.py", "75", "1")
+    assert code == 0 and "requeued (restart 1 of 1)" in err
+    assert requeued(tmp_path) == "requeue 41\n"
+
+
+def test_the_other_ranks_leave_with_0(slurm: dict[str, str], tmp_path: Path):
+    assert run_task(slurm, "leave.py", "75", SLURM_PROCID="1").returncode == 0
+    assert not requeued(tmp_path)
+
+
+def test_the_code_for_a_saved_state_is_the_programs():
+    assert f"stopped={PREEMPTED_EXIT_CODE} " in (ROOT / "slurm/task.sh").read_text()
+
+
+def test_an_element_of_an_array_is_requeued_as_one(slurm: dict[str, str], tmp_path: Path):
+    """The last to start has the array's own number, by which all its siblings would be requeued."""
+    run_task(slurm, "leave.py", "75", SLURM_ARRAY_JOB_ID="41", SLURM_ARRAY_TASK_ID="3")
+    assert requeued(tmp_path) == "requeue 41_3\n"
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING", ""])
+def test_a_job_that_slurm_is_ending_does_not_come_back(
+    slurm: dict[str, str], slurm_commands: SlurmCommands, tmp_path: Path, state: str
+):
+    slurm_commands(state=state)
+    done = run_task(slurm, "leave.py", "75")
+    assert done.returncode == 75 and f"job 41 is {state or 'gone'}: Slurm is ending it" in done.stderr
+    assert not requeued(tmp_path)
+
+
+def test_a_controller_that_does_not_answer_is_queried_again_and_the_job_requeued(
+    slurm: dict[str, str], slurm_commands: SlurmCommands, tmp_path: Path
+):
+    slurm_commands(squeue_code=1)
+    assert run_task(slurm, "leave.py", "75").returncode == 0
+    assert (tmp_path / "queried").read_text() == "-h -j 41 -o %T\n" * 3 and requeued(tmp_path)
+
+
+def test_a_refused_requeue_is_reported(slurm: dict[str, str], slurm_commands: SlurmCommands):
+    slurm_commands(requeue_code=1)
+    done = run_task(slurm, "leave.py", "75")
+    assert done.returncode == 75 and "scontrol requeue 41 failed: not today" in done.stderr
+
+
+# The cap.
 
 
 def test_the_cap_ends_a_job_that_was_restarted_often_enough(slurm: dict[str, str], tmp_path: Path):
-    code, _, err = ending(slurm | {"SLURM_RESTART_COUNT": "1"}, "raise SystemExit(75)")
-    assert code == 75 and "the most allowed" in err and not (tmp_path / "called").exists()
+    done = run_task(slurm, "leave.py", "75", "1", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 75 and "the most allowed" in done.stderr and not requeued(tmp_path)
 
 
-def test_a_refused_requeue_is_told(slurm: dict[str, str]):
-    code, _, err = ending(slurm | {"SCONTROL_CODE": "1"}, "raise SystemExit(75)")
-    assert code == 75 and "scontrol requeue 41 failed" in err
+def test_the_commands_own_cap_goes_before_that_of_the_submission(slurm: dict[str, str]):
+    environ = {"SLURM_RESTART_COUNT": "2"}
+    assert "requeued (restart 3 of 3)" in run_task(slurm, "leave.py", "75", "3", BBU_MAX_REQUEUES="1", **environ).stderr
+    assert run_task(slurm, "leave.py", "75", "1", BBU_MAX_REQUEUES="3", **environ).returncode == 75
 
 
-CATCHER = """
-import signal, sys, time
-def stop(number, frame):
-    print("caught", signal.Signals(number).name, flush=True); time.sleep(0.3); sys.exit(5)
-for name in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM): signal.signal(name, stop)
-print("ready", flush=True)
-time.sleep(60)
-"""
+def test_a_job_stopped_before_its_command_stated_a_cap_keeps_that_of_the_submission(slurm: dict[str, str]):
+    assert run_task(slurm, "leave.py", "75", BBU_MAX_REQUEUES="0").returncode == 75
+    assert "(restart 1 of 2)" in run_task(slurm, "leave.py", "75", BBU_MAX_REQUEUES="2").stderr
+
+
+def test_where_nobody_stated_a_cap_it_is_that_of_the_shipped_config(slurm: dict[str, str]):
+    cap = yaml.safe_load((CONFIG_DIR / "base_flat.yaml").read_text())["max_requeues"]
+    assert f"(restart 1 of {cap})" in run_task(slurm, "leave.py", "75").stderr
+
+
+def test_a_job_may_ask_never_to_be_requeued(slurm: dict[str, str], tmp_path: Path):
+    codes = [run_task(slurm, "leave.py", "75", "3", BBU_REQUEUE="no", SLURM_PROCID=rank).returncode for rank in "01"]
+    assert codes == [75, 0], "rank 0 alone reports it: another code would have srun kill the ranks that still leave"
+    assert not requeued(tmp_path)
+
+
+def test_the_file_of_the_cap_is_gone_with_the_task(slurm: dict[str, str], tmp_path: Path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    assert "(restart 1 of 3)" in run_task(slurm, "leave.py", "75", "3", TMPDIR=str(temporary)).stderr
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_task_without_a_place_for_the_cap_runs_all_the_same(slurm: dict[str, str]):
+    done = run_task(slurm, "leave.py", "3", TMPDIR="/no/such")
+    assert done.returncode == 3 and "cannot write to /no/such" in done.stderr
+
+
+def test_a_cap_is_stated_in_the_file_that_is_named_and_in_no_other(tmp_path: Path):
+    path = tmp_path / "cap"
+    state_max_requeues(3, {})
+    state_max_requeues(3, {"BBU_REQUEUE_CAP": str(path)})
+    assert not path.exists(), "the task has ended, and with it the file"
+    path.write_text("20\n")
+    state_max_requeues(3, {"BBU_REQUEUE_CAP": str(path)})
+    assert path.read_text() == "3\n"
+
+
+# Stop signals.
 
 
 @pytest.mark.parametrize("name", ["USR1", "USR2", "TERM"])
-def test_under_slurm_the_child_gets_the_steps_signal_and_the_task_waits_for_it(slurm: dict[str, str], name: str):
-    process = start(slurm, CATCHER)
-    assert process.stdout and process.stdout.readline() == "ready\n"
+def test_under_slurm_the_command_gets_the_steps_signal_and_the_task_waits_for_it(slurm: dict[str, str], name: str):
+    process = start_and_wait_until_ready(slurm, "wait_for_stop.py")
     os.killpg(process.pid, signal.Signals[f"SIG{name}"])  # as Slurm does: every process of the step
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (5, f"caught SIG{name}\n"), err
 
 
-@pytest.fixture
-def local() -> dict[str, str]:
-    own = {"GLOBALID": "0", "NTASKS": "1", "LOCALID": "0", "JOB_ID": "41"}
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    return clean | {f"SUBMITIT_LOCAL_{name}": value for name, value in own.items()}
-
-
 @pytest.mark.parametrize("name", ["USR1", "USR2", "TERM"])
-def test_without_slurm_the_task_hands_its_signal_on(local: dict[str, str], name: str):
-    process = start(local, CATCHER)
-    assert process.stdout and process.stdout.readline() == "ready\n"
+def test_without_slurm_the_task_forwards_its_signal(local: dict[str, str], name: str):
+    process = start_and_wait_until_ready(local, "wait_for_stop.py")
     process.send_signal(signal.Signals[f"SIG{name}"])
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, f"caught SIG{name}\nreturned 5\n"), err
 
 
-def test_without_slurm_a_child_that_does_not_stop_is_killed(local: dict[str, str]):
-    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
-    process = start(local, deaf)
-    assert process.stdout and process.stdout.readline() == "ready\n"
+def test_without_slurm_a_command_that_does_not_stop_is_killed(local: dict[str, str]):
+    process = start_and_wait_until_ready(local, "never_stop.py")
     process.terminate()
     assert process.communicate(timeout=30)[0] == "returned 137\n"
+
+
+def test_without_slurm_a_saved_state_is_reported_and_its_code_returned(local: dict[str, str]):
+    _, out, err = run_through_submitit(local, "leave.py", "75")
+    assert out == "returned 75\n" and "run the same command again to resume" in err
