@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from bbu.config.flat import DirectConfig
+from bbu.config.label_files import load_label_scheme
 from bbu.config.read import load_config
 from bbu.errors import PREEMPTED_EXIT_CODE, STOP_SIGNALS, CheckpointError, DataError, run_entry
 from bbu.evaluation.job import Evaluation, run_evaluation
@@ -187,7 +188,13 @@ def plan(run: RunFolder, photos: Photos, source: str) -> Evaluation:
     )
     folder = result_folder(run, photos.manifest_step, source, key)
     return Evaluation(
-        key, photos.manifest_step, folder, views[:limit] if limit >= 0 else views, facts, least_score(config, source)
+        key=key,
+        step=photos.manifest_step,
+        folder=folder,
+        views=views[:limit] if limit >= 0 else views,
+        facts=facts,
+        scheme=load_label_scheme(config.data),
+        least=least_score(config, source),
     )
 
 

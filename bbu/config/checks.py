@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bbu.config.flat import DirectConfig
 from bbu.errors import ConfigError
+from bbu.labels import RESPONSE_TYPES
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "attn_implementation": ("flash_attention_2", "varlen", "sdpa", "eager"),
@@ -50,7 +51,6 @@ NOT_NEGATIVE = (
     "cpu_threads", "max_requeues",
 )  # fmt: skip
 EVAL_IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-LEVELS = ("object_type", "property", "extra_info")
 
 
 def check_config(config: DirectConfig) -> None:
@@ -85,8 +85,8 @@ def _rules(c: DirectConfig) -> list[tuple[bool, str]]:
         (not 1 <= data.jpeg_quality <= 95, "jpeg_quality must be within 1..95"),
         (Path(data.data_root).is_relative_to(data.vendor_dir),
          "data_root lies inside vendor_dir, so converted photos would be read as vendor's; keep them apart"),
-        (not data.response_types or any(t not in LEVELS for t in data.response_types),
-         f"response_types must list some of {', '.join(LEVELS)}"),
+        (not data.response_types or any(t not in RESPONSE_TYPES for t in data.response_types),
+         f"response_types must list some of {', '.join(RESPONSE_TYPES)}"),
         (_capture_groups(data.site_pattern) < 1, "site_pattern must be a regular expression with one group"),
         (round(train.eval_iou_threshold, 4) not in EVAL_IOUS,
          "eval_iou_threshold must be one of 0.5, 0.55, … 0.95, COCO's thresholds"),

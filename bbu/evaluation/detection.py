@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,16 @@ from pycocotools.cocoeval import COCOeval
 
 from bbu.errors import DataError
 from bbu.evaluation.predictions import Prediction
+from bbu.labels import LEVELS, LabelScheme, Level
 from bbu.schema import BBUObject, View
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-DEPTHS: dict[str, int | None] = {"class_agnostic": 0, "type": 1, "property": 2, "class_aware": None}
-"""Label spaces boxes are matched within: how many levels of `type/property/status` must agree (None: all)."""
+AGREEING_LEVELS: dict[str, tuple[Level, ...]] = {
+    "class_agnostic": (), "type": LEVELS[:1], "property": LEVELS[:2], "class_aware": LEVELS,
+}  # fmt: skip
+"""The ways to score boxes by name: which levels of two labels must agree before their boxes are compared."""
+ClassOf = Callable[[str], Any]
+"""Gives the class of a description. Boxes are matched within a class; classes can be compared and sorted."""
 
 _MORE_THAN_ANY_IMAGE = 10_000
 _AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -85,30 +90,34 @@ def above(pair: Pairing, least: float) -> Pairing:
     return Pairing(pair.truth, tuple(item for item, _ in kept), tuple(s for _, s in kept))
 
 
-def label_prefix(desc: str, depth: int | None) -> str:
-    """The first `depth` levels of a description, each stripped; all of them for None, the same name for 0."""
-    levels = [level.strip() for level in desc.split("/")]
-    return "object" if depth == 0 else "/".join(levels[:depth])
+def class_by_levels(scheme: LabelScheme, levels: Sequence[Level]) -> ClassOf:
+    """Make the texts of some levels of its label the class of a description; no levels make all boxes one class."""
+
+    def class_of(description: str) -> tuple[str, ...]:
+        label = scheme.parse_description(description)
+        return tuple(label.text_of(level) for level in levels)
+
+    return class_of
 
 
-def run_coco(pairs: Sequence[Pairing], depth: int | None, max_detections: Sequence[int]) -> COCOeval:
-    """pycocotools' per-image matching, evaluated, with labels compared down to `depth`.
+def run_coco(pairs: Sequence[Pairing], class_of: ClassOf, max_detections: Sequence[int]) -> COCOeval:
+    """pycocotools' per-image matching, evaluated, of boxes of the same class.
 
     Ids start at 1, because COCOeval reads a match with id 0 as no match. Class-agnostic is one common category
     rather than `useCats=0`, which would reorder equal scores by category. Equal scores keep the answer's order.
     """
-    labels = sorted({label_prefix(o.desc, depth) for p in pairs for o in (*p.truth, *p.predicted)})
-    category = {label: i for i, label in enumerate(labels, 1)}
+    classes = sorted({class_of(o.desc) for p in pairs for o in (*p.truth, *p.predicted)})
+    category = {name: i for i, name in enumerate(classes, 1)}
     frame = {
         "images": [{"id": i} for i in range(1, len(pairs) + 1)],
-        "categories": [{"id": i, "name": label} for label, i in category.items()],
+        "categories": [{"id": i, "name": str(name)} for name, i in category.items()],
     }
     truth, predicted = [], []
     for image, pair in enumerate(pairs, 1):
-        truth += [_annotation(o, image, category[label_prefix(o.desc, depth)]) for o in pair.truth]
+        truth += [_annotation(o, image, category[class_of(o.desc)]) for o in pair.truth]
         scores = pair.scores or (None,) * len(pair.predicted)
         for item, score in zip(pair.predicted, scores, strict=True):
-            annotation = _annotation(item, image, category[label_prefix(item.desc, depth)])
+            annotation = _annotation(item, image, category[class_of(item.desc)])
             predicted.append(annotation | {"score": 1.0 if score is None else float(score)})
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = COCOeval(_coco(frame, truth), _coco(frame, predicted), "bbox")
@@ -137,10 +146,10 @@ def _all_areas(evaluator: COCOeval) -> list[Any]:
     return [e for e in evaluator.evalImgs if e is not None and list(e["aRng"]) == every]
 
 
-def count_matches(pairs: Sequence[Pairing], depth: int | None) -> Counts:
-    """Matched, predicted and true boxes of each image, labels compared down to `depth`."""
+def count_matches(pairs: Sequence[Pairing], class_of: ClassOf) -> Counts:
+    """Count the matched, predicted and true boxes of each image; only boxes of the same class match."""
     matched = np.zeros((len(IOU_THRESHOLDS), len(pairs)), dtype=np.int64)
-    for entry in _all_areas(run_coco(pairs, depth, [_MORE_THAN_ANY_IMAGE])):
+    for entry in _all_areas(run_coco(pairs, class_of, [_MORE_THAN_ANY_IMAGE])):
         matched[:, entry["image_id"] - 1] += (entry["dtMatches"] > 0).sum(axis=1)
     predicted = np.array([len(p.predicted) for p in pairs], dtype=np.int64)
     return Counts(matched, predicted, np.array([len(p.truth) for p in pairs], dtype=np.int64))
@@ -151,7 +160,7 @@ def matched_pairs(pairs: Sequence[Pairing], iou: float = 0.5) -> list[tuple[str 
 
     A missed object has None as its second, a spurious prediction None as its first.
     """
-    evaluator = run_coco(pairs, 0, [_MORE_THAN_ANY_IMAGE])
+    evaluator = run_coco(pairs, lambda description: "object", [_MORE_THAN_ANY_IMAGE])
     truth = [o.desc for p in pairs for o in p.truth]
     predicted = [o.desc for p in pairs for o in p.predicted]
     row = threshold_index(iou)
@@ -217,9 +226,9 @@ def bootstrap(counts: Counts, *, resamples: int, seed: int, level: float = 0.95)
     return {k: [float(x) for x in np.percentile(v, tails)] for k, v in summarise(counts, weights).items()}
 
 
-def average_precision(pairs: Sequence[Pairing], depth: int | None) -> dict[str, float]:
+def average_precision(pairs: Sequence[Pairing], class_of: ClassOf) -> dict[str, float]:
     """COCO's twelve numbers (`pycocotools.COCOeval.summarize`); -1 where there is no ground truth."""
-    evaluator = run_coco(pairs, depth, [1, 10, 100])
+    evaluator = run_coco(pairs, class_of, [1, 10, 100])
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.accumulate()
         evaluator.summarize()
@@ -247,6 +256,7 @@ def score_source(predictions: Sequence[Prediction]) -> str | None:
 def evaluate_detection(
     views: Sequence[View],
     predictions: Sequence[Prediction],
+    scheme: LabelScheme,
     *,
     iou: float = 0.5,
     resamples: int = 1000,
@@ -256,9 +266,9 @@ def evaluate_detection(
 ) -> dict[str, Any]:
     """Every detection metric of one dataset: `headline`, `detection`, `intervals`, `average_precision`, `images`.
 
-    iou: threshold of the headline. least: score below which an object counts for average precision alone. level:
-    confidence of the intervals. Raises DataError where predictions do not belong to this ground truth, or there is
-    no image to score.
+    scheme: how descriptions are read. iou: threshold of the headline. least: score below which an object counts for
+    average precision alone. level: confidence of the intervals. Raises DataError where predictions do not belong to
+    this ground truth, or there is no image to score.
     """
     if not views:
         raise DataError("nothing to evaluate: the ground truth has no image; check val_file")
@@ -267,8 +277,9 @@ def evaluate_detection(
     if source is None:
         pairs = [Pairing(p.truth, p.predicted) for p in pairs]
     certain = [above(pair, least) for pair in pairs]
-    counts = {name: count_matches(certain, depth) for name, depth in DEPTHS.items()}
-    scored = {n: average_precision(pairs, DEPTHS[n]) for n in ("class_agnostic", "class_aware") if source}
+    class_of = {name: class_by_levels(scheme, levels) for name, levels in AGREEING_LEVELS.items()}
+    counts = {name: count_matches(certain, class_of[name]) for name in AGREEING_LEVELS}
+    scored = {n: average_precision(pairs, class_of[n]) for n in ("class_agnostic", "class_aware") if source}
     intervals = {n: bootstrap(c, resamples=resamples, seed=seed, level=level) for n, c in counts.items()}
     return {
         "headline": headline(counts["class_aware"], iou),

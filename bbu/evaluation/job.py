@@ -18,6 +18,7 @@ from bbu.errors import CheckpointError
 from bbu.evaluation.pending import METRICS, PREDICTIONS
 from bbu.evaluation.predictions import Prediction, drop_cut_line, dump_prediction, read_predictions
 from bbu.evaluation.report import evaluate, write_metrics
+from bbu.labels import LabelScheme
 from bbu.run.ledger import Claim, Ledger
 from bbu.schema import View
 
@@ -36,6 +37,8 @@ class Evaluation:
     folder: Path
     views: Sequence[View]
     facts: Mapping[str, Any]
+    scheme: LabelScheme
+    """how descriptions are read"""
     least: float
     """score below which an object counts for average precision alone"""
 
@@ -69,6 +72,7 @@ def metrics_of(work: Evaluation, training: TrainingConfig, predictions: Sequence
     metrics = evaluate(
         work.views,
         predictions,
+        work.scheme,
         iou=training.eval_iou_threshold,
         resamples=training.eval_bootstrap_samples,
         level=training.eval_bootstrap_confidence,

@@ -1,4 +1,4 @@
-"""Labels scored level by level, because surface text metrics call 连接正确 and 连接错误 nearly equal."""
+"""Scores labels level by level, because metrics of the surface text call 连接正确 and 连接错误 nearly equal."""
 
 from __future__ import annotations
 
@@ -7,26 +7,38 @@ from collections.abc import Sequence
 from typing import Any
 
 from bbu.evaluation.detection import f_scores
+from bbu.labels import LEVELS, Label, LabelScheme, Level
 
-LEVELS = ("type", "property", "status")
-MISSED, SPURIOUS, ABSENT = "(missed)", "(spurious)", "(absent)"
-"""No prediction matched the object; no object matched the prediction; the description lacks this level."""
+_MISSED, _SPURIOUS, _ABSENT = "(missed)", "(spurious)", "(absent)"
+"""No prediction matched the object; no object matched the prediction; the label does not have this level."""
+_NO_CLASSES = {_MISSED, _SPURIOUS, _ABSENT}
 
 
-def score_labels(matches: Sequence[tuple[str | None, str | None]]) -> dict[str, dict[str, Any]]:
-    """Score the labels of matched boxes (`detection.matched_pairs`) on each of LEVELS.
+def score_labels(matches: Sequence[tuple[str | None, str | None]], scheme: LabelScheme) -> dict[Level, dict[str, Any]]:
+    """Score the labels of matched boxes on each level.
 
-    Per level: `accuracy` over matched objects whose truth has the level (None when there are none), `support`
-    (that number), `confusion` as {true: {predicted: count}}, and `per_class` with `support` (all true objects
-    of the class, missed ones too), `predicted`, `correct`, `precision`, `recall`, `f1`.
+    Args:
+        matches: (true description, predicted description) of each match, as `detection.matched_pairs` gives them.
+        scheme: how descriptions are read.
+
+    Returns:
+        For each level `accuracy` over matched objects whose truth has the level (None when there are none),
+        `support` (that number), `confusion` as {true: {predicted: count}}, and `per_class` with `support` (all
+        true objects of the class, missed ones too), `predicted`, `correct`, `precision`, `recall`, `f1`.
     """
-    return {level: _score_level(matches, index) for index, level in enumerate(LEVELS)}
+
+    def parse(description: str | None) -> Label | None:
+        return None if description is None else scheme.parse_description(description)
+
+    labels = [(parse(true), parse(predicted)) for true, predicted in matches]
+    return {level: _score_level(labels, level) for level in LEVELS}
 
 
-def _score_level(matches: Sequence[tuple[str | None, str | None]], index: int) -> dict[str, Any]:
-    cells = Counter((_level(true, index, SPURIOUS), _level(said, index, MISSED)) for true, said in matches)
-    cells = Counter({cell: n for cell, n in cells.items() if _says_something(cell)})
-    compared = {c: n for c, n in cells.items() if c[0] not in (SPURIOUS, ABSENT) and c[1] != MISSED}
+def _score_level(labels: Sequence[tuple[Label | None, Label | None]], level: Level) -> dict[str, Any]:
+    cells = Counter((_class(true, level, _SPURIOUS), _class(said, level, _MISSED)) for true, said in labels)
+    # Without a class on either side the pair says nothing about this level.
+    cells = Counter({cell: n for cell, n in cells.items() if not set(cell) <= _NO_CLASSES})
+    compared = {c: n for c, n in cells.items() if c[0] not in (_SPURIOUS, _ABSENT) and c[1] != _MISSED}
     support = sum(compared.values())
     correct = sum(n for (true, said), n in compared.items() if true == said)
     return {
@@ -37,16 +49,8 @@ def _score_level(matches: Sequence[tuple[str | None, str | None]], index: int) -
     }
 
 
-def _level(desc: str | None, index: int, otherwise: str) -> str:
-    if desc is None:
-        return otherwise
-    levels = [level.strip() for level in desc.split("/")]
-    return levels[index] if index < len(levels) and levels[index] else ABSENT
-
-
-def _says_something(cell: tuple[str, str]) -> bool:
-    """False where neither side names a label on this level."""
-    return not set(cell) <= {MISSED, SPURIOUS, ABSENT}
+def _class(label: Label | None, level: Level, otherwise: str) -> str:
+    return otherwise if label is None else label.text_of(level) or _ABSENT
 
 
 def _nested(cells: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
@@ -61,7 +65,7 @@ def _per_class(cells: Counter[tuple[str, str]]) -> dict[str, dict[str, float]]:
     for (t, s), count in cells.items():
         true[t] += count
         said[s] += count
-    names = sorted((set(true) | set(said)) - {MISSED, SPURIOUS, ABSENT})
+    names = sorted((set(true) | set(said)) - _NO_CLASSES)
     return {name: _class_row(cells[name, name], said[name], true[name]) for name in names}
 
 

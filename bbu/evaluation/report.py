@@ -12,17 +12,24 @@ from tabulate import tabulate
 from bbu.evaluation.detection import above, evaluate_detection, matched_pairs, pair_up
 from bbu.evaluation.labels import score_labels
 from bbu.evaluation.predictions import Prediction
+from bbu.labels import LabelScheme
 from bbu.run.files import write_atomic
 from bbu.schema import View
 
 
 def evaluate(
-    views: Sequence[View], predictions: Sequence[Prediction], *, iou: float = 0.5, least: float = 0.0, **options: Any
+    views: Sequence[View],
+    predictions: Sequence[Prediction],
+    scheme: LabelScheme,
+    *,
+    iou: float = 0.5,
+    least: float = 0.0,
+    **options: Any,
 ) -> dict[str, Any]:
     """All metrics of one dataset, as metrics.json holds them; options and errors are `evaluate_detection`'s."""
-    metrics = evaluate_detection(views, predictions, iou=iou, least=least, **options)
+    metrics = evaluate_detection(views, predictions, scheme, iou=iou, least=least, **options)
     certain = [above(pair, least) for pair in pair_up(views, predictions)]
-    return metrics | {"labels": score_labels(matched_pairs(certain, iou))}
+    return metrics | {"labels": score_labels(matched_pairs(certain, iou), scheme)}
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:

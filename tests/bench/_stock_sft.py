@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
 
+from bbu.config.label_files import load_label_scheme
 from bbu.config.read import load_config
 from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import load_dataset
@@ -74,7 +75,7 @@ def score(folder: Path, config) -> dict:
     predictor = Predictor(folder, config.model, config.data, config.detection)
     found = predictor.predict([load_image(root / view.images[0], "bench") for view in views])
     said = [Prediction(v.images[0], f.objects, status=f.status) for v, f in zip(views, found, strict=True)]
-    return evaluate(views, said, resamples=0)
+    return evaluate(views, said, load_label_scheme(config.data), resamples=0)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from bbu.config.read import load_config
 from bbu.conversion.labels import load_rules
 from bbu.conversion.vendor import Unusable, VendorObject
 from bbu.errors import BBUError
+from bbu.labels import Label
 
 
 def config(**changes: object) -> DataConfig:
@@ -33,6 +34,21 @@ def zh(label: str, **extra: str) -> VendorObject:
 )
 def test_token_map_renames_every_level(label: str, description: str) -> None:
     assert load_rules(config()).describe(zh(label)) == description
+
+
+@pytest.mark.parametrize(
+    ("label", "extra", "description"),
+    [
+        ("标签/清晰", {}, "标签贴纸/清晰"),
+        ("标签", {"备注": "松动/破损"}, "标签贴纸/松动、破损"),
+        ("标签/清晰/旧", {"备注": "破损"}, "标签贴纸/清晰/旧,破损"),
+    ],
+)
+def test_what_follows_a_type_without_properties_is_its_status(label: str, extra: dict, description: str) -> None:
+    rules = load_rules(config())
+    assert rules.describe(zh(label, **extra)) == description
+    status = description.removeprefix("标签贴纸/")
+    assert rules.scheme.parse_description(description) == Label("标签贴纸", status=status)
 
 
 def test_other_keys_are_extra_info_and_cannot_add_a_level() -> None:

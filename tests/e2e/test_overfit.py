@@ -45,4 +45,4 @@ def scored(predictor: Qwen25VLInference, root: Path, views: list[View], source: 
         Prediction(view.images[0], tuple(BBUObject(b, c) for b, c in zip(bs, cs, strict=True)))
         for view, bs, cs in zip(views, boxes, captions, strict=True)
     ]
-    return headline(count_matches(pair_up(views, predictions), depth=None), iou=0.5)
+    return headline(count_matches(pair_up(views, predictions), class_of=str), iou=0.5)

@@ -11,19 +11,24 @@ from pycocotools.cocoeval import COCOeval
 
 from bbu.errors import DataError
 from bbu.evaluation.detection import (
+    ClassOf,
     Pairing,
     average_precision,
     bootstrap,
     count_matches,
     evaluate_detection,
-    matched_pairs,
     summarise,
 )
-from bbu.evaluation.labels import score_labels
 from bbu.evaluation.predictions import Prediction
+from bbu.labels import RESPONSE_TYPES, LabelScheme
 from bbu.schema import BBUObject, View
 
 SCREW_OK, SCREW_BAD, CABLE = "螺丝连接点/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/连接错误", "线缆/光纤"
+
+
+SCHEME = LabelScheme(
+    {"螺丝连接点": ("BBU安装螺丝",), "线缆": ("光纤", "非光纤"), "bbu基带处理单元": ("华为",)}, RESPONSE_TYPES
+)
 
 
 def thing(x: float, desc: str, width: float = 100) -> BBUObject:
@@ -35,7 +40,7 @@ def view(name: str, *objects: BBUObject) -> View:
 
 
 def scores_of(views: list[View], *predictions: Prediction) -> dict:
-    return evaluate_detection(views, predictions, resamples=20)["detection"]
+    return evaluate_detection(views, predictions, SCHEME, resamples=20)["detection"]
 
 
 def test_perfect_predictions_score_one_everywhere():
@@ -101,6 +106,11 @@ def random_pairs(seed: int, images: int = 12) -> list[Pairing]:
     return pairs
 
 
+def one_class(description: str) -> str:
+    """The class of class-agnostic scores: the same for every description."""
+    return "object"
+
+
 def through_files(pairs: list[Pairing], folder, use_cats: bool) -> COCOeval:
     """pycocotools as its documentation uses it: an instances file, loadRes on a results file."""
     names = sorted({o.desc for p in pairs for o in (*p.truth, *p.predicted)})
@@ -129,14 +139,14 @@ def through_files(pairs: list[Pairing], folder, use_cats: bool) -> COCOeval:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("depth", "use_cats"), [(None, True), (0, False)])
-def test_ap_and_matches_equal_pycocotools_own_path(tmp_path, seed: int, depth: int | None, use_cats: bool):
+@pytest.mark.parametrize(("class_of", "use_cats"), [(str, True), (one_class, False)])
+def test_ap_and_matches_equal_pycocotools_own_path(tmp_path, seed: int, class_of: ClassOf, use_cats: bool):
     pairs = random_pairs(seed)
     reference = through_files(pairs, tmp_path, use_cats)
-    assert list(average_precision(pairs, depth).values()) == pytest.approx(list(reference.stats))
+    assert list(average_precision(pairs, class_of).values()) == pytest.approx(list(reference.stats))
     entries = [e for e in reference.evalImgs if e and e["aRng"] == reference.params.areaRng[0]]
     matched = sum((e["dtMatches"] > 0).sum(axis=1) for e in entries)
-    assert count_matches(pairs, depth).matched.sum(axis=1).tolist() == list(matched)
+    assert count_matches(pairs, class_of).matched.sum(axis=1).tolist() == list(matched)
 
 
 def views_and_predictions(pairs: list[Pairing], source: str | None) -> tuple[list[View], list[Prediction]]:
@@ -147,20 +157,20 @@ def views_and_predictions(pairs: list[Pairing], source: str | None) -> tuple[lis
 
 def test_ap_is_reported_only_where_scores_exist_and_names_their_source():
     views, said = views_and_predictions(random_pairs(0), "objectness")
-    scored = evaluate_detection(views, said, resamples=20)["average_precision"]
+    scored = evaluate_detection(views, said, SCHEME, resamples=20)["average_precision"]
     assert scored["score_source"] == "objectness" and 0 < scored["class_aware"]["AP"] < 1
     without = [Prediction(p.image, p.objects, (None,) * len(p.objects)) for p in said]
-    assert evaluate_detection(views, without, resamples=20)["average_precision"] is None
+    assert evaluate_detection(views, without, SCHEME, resamples=20)["average_precision"] is None
 
 
 def test_mixed_or_missing_scores_are_refused():
     views, said = views_and_predictions(random_pairs(0), "objectness")
     other = Prediction(said[0].image, said[0].objects, said[0].scores, score_source="token_logprob")
     with pytest.raises(DataError, match="mix scores"):
-        evaluate_detection(views, [other, *said[1:]])
+        evaluate_detection(views, [other, *said[1:]], SCHEME)
     bare = Prediction(said[0].image, said[0].objects, (None,) * 7, score_source="objectness")
     with pytest.raises(DataError, match="without score"):
-        evaluate_detection(views, [bare, *said[1:]])
+        evaluate_detection(views, [bare, *said[1:]], SCHEME)
 
 
 @pytest.mark.parametrize(
@@ -173,16 +183,16 @@ def test_mixed_or_missing_scores_are_refused():
 )
 def test_predictions_of_other_data_are_refused(predictions: list[Prediction], message: str):
     with pytest.raises(DataError, match=message):
-        evaluate_detection([view("a", thing(0, CABLE))], predictions)
+        evaluate_detection([view("a", thing(0, CABLE))], predictions, SCHEME)
 
 
 def test_no_images_at_all_is_refused():
     with pytest.raises(DataError, match="no image"):
-        evaluate_detection([], [])
+        evaluate_detection([], [], SCHEME)
 
 
 def test_the_bootstrap_resamples_images_and_its_interval_holds_the_value():
-    counts = count_matches(random_pairs(1, images=40), None)
+    counts = count_matches(random_pairs(1, images=40), str)
     value, interval = summarise(counts), bootstrap(counts, resamples=500, seed=3)
     assert interval == bootstrap(counts, resamples=500, seed=3)
     assert all(low <= value[name] <= high for name, (low, high) in interval.items())
@@ -191,26 +201,7 @@ def test_the_bootstrap_resamples_images_and_its_interval_holds_the_value():
 
 def test_the_bootstrap_equals_resampling_written_out():
     pairs = random_pairs(2, images=6)
-    counts, weights = count_matches(pairs, None), np.array([[2, 0, 1, 0, 3, 0]])
+    counts, weights = count_matches(pairs, str), np.array([[2, 0, 1, 0, 3, 0]])
     repeated = [p for p, n in zip(pairs, weights[0], strict=True) for _ in range(n)]
     drawn = {name: float(v[0]) for name, v in summarise(counts, weights).items()}
-    assert drawn == pytest.approx(summarise(count_matches(repeated, None)))
-
-
-def test_labels_are_scored_by_level_with_confusion_and_support():
-    truth = (thing(0, SCREW_OK), thing(200, SCREW_OK), thing(400, CABLE), thing(600, "bbu基带处理单元/华为"))
-    said = (thing(0, SCREW_OK), thing(200, SCREW_BAD), thing(400, "线缆/非光纤"), thing(800, CABLE))
-    levels = score_labels(matched_pairs([Pairing(truth, said)]))
-    assert {k: (v["accuracy"], v["support"]) for k, v in levels.items()} == {
-        "type": (1.0, 3), "property": (2 / 3, 3), "status": (0.5, 2),
-    }  # fmt: skip
-    assert levels["status"]["confusion"] == {"连接正确": {"连接正确": 1, "连接错误": 1}}
-    assert levels["type"]["confusion"] == {
-        "(spurious)": {"线缆": 1},
-        "bbu基带处理单元": {"(missed)": 1},
-        "线缆": {"线缆": 1},
-        "螺丝连接点": {"螺丝连接点": 2},
-    }
-    screw, huawei = levels["status"]["per_class"]["连接正确"], levels["type"]["per_class"]["bbu基带处理单元"]
-    assert (screw["support"], screw["predicted"], screw["precision"], screw["recall"]) == (2, 1, 1.0, 0.5)
-    assert (huawei["support"], huawei["recall"]) == (1, 0.0)
+    assert drawn == pytest.approx(summarise(count_matches(repeated, str)))
