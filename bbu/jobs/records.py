@@ -1,6 +1,6 @@
-"""`jobs.jsonl` of a run folder: which jobs were submitted for the run, and with what command line.
+"""`jobs.jsonl` of a run folder: which jobs were submitted for the run, and by which request.
 
-Appended to by whoever submits, read by `bbu.status` and by `bbu.submit logs|cancel|resume`.
+`bbu.submit` appends to it; `bbu.status` and `bbu.submit logs|cancel|resume` read it.
 """
 
 from __future__ import annotations
@@ -14,83 +14,125 @@ from typing import Any
 
 from bbu.errors import CheckpointError, JobError
 from bbu.jobs.launch import Submission
+from bbu.jobs.request import Request, parse_request, request_from_dict
+from bbu.jobs.schedule import Schedule
 from bbu.run.folder import RunFolder
 
 SCHEDULE = "eval-schedule"
-"""Name of the record of evals that come again; its `argv` is how it is kept and how often."""
+"""Name of the records of scheduled evals."""
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job of a run. ids: Slurm's, none for a job that ran here. element: the run's own in an array that serves
-    several runs, else None. runs: all the run folders that it serves, where those are several. folders: where its
-    logs lie, one for each id. argv: the command line of bbu.submit that trains the run, from the folder `cwd`; of a
-    schedule, how it is kept. submitted: seconds since the epoch.
-    """
+    """One job of a run, or a schedule of evals: one line of `jobs.jsonl`."""
 
     name: str
+    """`train`, `eval` and so on, or SCHEDULE."""
     ids: tuple[str, ...]
+    """Slurm's job ids; empty for a job that ran on this machine, and for a schedule."""
     element: int | None
+    """The run's own element of an array that serves several runs, else None."""
     runs: tuple[str, ...]
+    """All run folders that the job serves, where it serves more than one."""
     folders: tuple[str, ...]
+    """Folders of its logs, one for each id."""
     cluster: str
-    argv: tuple[str, ...]
+    """Name or path of the cluster profile it was submitted with."""
     cwd: str
+    """The folder that it was submitted from; paths in configs are relative to it."""
     submitted: float
+    """Seconds since the epoch."""
+    request: Request | None = None
+    """What was asked for, for this run alone: of a sweep, the request of its point. None for a schedule."""
+    schedule: Schedule | None = None
+    """The schedule of a record with the name SCHEDULE."""
 
-    @property
-    def is_schedule(self) -> bool:
-        return self.name == SCHEDULE
 
-
-def record_of(
-    done: Submission, cluster: str, argv: Sequence[str], element: int | None = None, runs: Sequence[str] = ()
+def job_record(
+    submission: Submission, request: Request, element: int | None = None, runs: Sequence[str] = ()
 ) -> JobRecord:
-    """What to remember of a submission made just now, from the current folder."""
-    folders = tuple(str(folder) for folder in done.folders)
+    """The record of a submission made just now, from the current folder.
+
+    Args:
+        submission: the job, or one array of it.
+        request: what was asked for, for the run whose record this is.
+        element: the run's own element of an array that serves several runs.
+        runs: all run folders that the job serves, where it serves more than one.
+    """
     return JobRecord(
-        name=done.name,
-        ids=done.job_ids,
+        name=submission.name,
+        ids=submission.job_ids,
         element=element,
         runs=tuple(runs),
-        folders=folders,
-        cluster=cluster,
-        argv=tuple(argv),
+        folders=tuple(str(folder) for folder in submission.folders),
+        cluster=request.cluster,
         cwd=str(Path.cwd()),
         submitted=time.time(),
+        request=request,
     )
 
 
-def remember(run: RunFolder, records: Iterable[JobRecord]) -> None:
-    """Add to a run's records, making its folder if this is its first job. One write: appends do not mix."""
+def schedule_record(schedule: Schedule, cluster: str) -> JobRecord:
+    """The record of a schedule made just now, from the current folder."""
+    return JobRecord(
+        name=SCHEDULE,
+        ids=(),
+        element=None,
+        runs=(),
+        folders=(str(schedule.folder),),
+        cluster=cluster,
+        cwd=str(Path.cwd()),
+        submitted=time.time(),
+        schedule=schedule,
+    )
+
+
+def append_records(run: RunFolder, records: Iterable[JobRecord]) -> None:
+    """Add to a run's records in one write, so that two writers do not mix; makes the run folder if needed."""
     run.root.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(json.dumps(asdict(record), ensure_ascii=False, default=str) + "\n" for record in records)
     with run.jobs.open("a", encoding="utf-8") as file:
         file.write(lines)
 
 
-def remembered(run: RunFolder) -> list[JobRecord]:
-    """A run's records, oldest first; none for a run that was never submitted from here."""
+def read_records(run: RunFolder) -> list[JobRecord]:
+    """A run's records, oldest first; empty for a run without `jobs.jsonl`. Raises CheckpointError if it is damaged."""
     if not run.jobs.is_file():
         return []
     lines = run.jobs.read_text(encoding="utf-8").splitlines()
     try:
-        return [read_record(json.loads(line)) for line in lines if line.strip()]
-    except (ValueError, TypeError, AttributeError) as error:
+        return [_read_record(json.loads(line)) for line in lines if line.strip()]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{run.jobs}: damaged ({error}); remove the line that is no job") from error
 
 
-def read_record(fields: dict[str, Any]) -> JobRecord:
-    lists: dict[str, Any] = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    return JobRecord(**fields | lists)
-
-
-def newest(run: RunFolder, name: str) -> JobRecord:
-    """The last record of that name. Raises JobError if the run has none."""
-    found = [record for record in remembered(run) if record.name == name]
-    if not found:
+def newest_record(run: RunFolder, name: str) -> JobRecord:
+    """The last record with that name. Raises JobError if the run has none."""
+    records = [record for record in read_records(run) if record.name == name]
+    if not records:
         raise JobError(
             f"{run.root}: no {name} job was submitted for it by bbu.submit; "
             "a job of an sbatch template is known to Slurm alone (squeue, scancel)"
         )
-    return found[-1]
+    return records[-1]
+
+
+def _read_record(fields: dict[str, Any]) -> JobRecord:
+    """One record from the JSON of its line, in today's form or in the first one."""
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    if "argv" in values:
+        values |= _read_argv(values["name"], values.pop("argv"))
+        return JobRecord(**values)
+    if values.get("request"):
+        values["request"] = request_from_dict(values["request"])
+    if values.get("schedule"):
+        values["schedule"] = Schedule(**values["schedule"] | {"folder": Path(values["schedule"]["folder"])})
+    return JobRecord(**values)
+
+
+def _read_argv(name: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The fields that stood in `argv` up to version 0.1: a command line, or a schedule's mode, minutes and folder."""
+    if name != SCHEDULE:
+        return {"request": parse_request(argv)}
+    mode, minutes, folder = argv
+    return {"schedule": Schedule(mode, int(minutes), Path(folder))}

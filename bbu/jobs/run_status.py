@@ -1,4 +1,4 @@
-"""How runs stand: by the trainer's own status file, then squeue, and accounting where there is any."""
+"""The state of runs: from the trainer's own status file, from squeue, and from accounting where there is any."""
 
 from __future__ import annotations
 
@@ -8,26 +8,38 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from bbu.errors import CheckpointError, JobError
-from bbu.jobs.control import flat, ids_of, jobs_of_run
-from bbu.jobs.queue import QueuedJob, jobs_of, restarts_of, summary
-from bbu.jobs.records import JobRecord, remembered
+from bbu.jobs.control import JobsById, jobs_of_record, queue_keys, status_jobs
+from bbu.jobs.queue import QueuedJob, jobs_of, live, restarts_of, summary
+from bbu.jobs.records import JobRecord, read_records
 from bbu.jobs.schedule import FAILED, Schedule
 from bbu.run.files import age_of
 from bbu.run.folder import RunFolder
 from bbu.run.status import RunStatus, read_status
 
-SCHEDULED, ENDED, BROKEN, UNKNOWN = "scheduled", "ended", "BROKEN", "unknown"
-SILENT = "Slurm does not answer"
+_SCHEDULED = "scheduled"
+"""A further eval will come."""
+_ENDED = "ended"
+"""No further eval comes, and none is needed."""
+_BROKEN = "BROKEN"
+"""No further eval comes though one should."""
+_UNKNOWN = "unknown"
+_SILENT = "Slurm does not answer"
+_STALE_AFTER_SECONDS = 60.0
+"""For a status that does not say how old it may become."""
 
 
 @dataclass(frozen=True)
 class JobView:
-    """One job of a run as it stands: `text` for people (`RUNNING`, `5 COMPLETED, 3 PENDING (Priority)`, `gone`)."""
+    """One job of a run as it stands."""
 
     name: str
+    """`train`, `eval` and so on."""
     ids: tuple[str, ...]
+    """Slurm's; empty for a job that ran on this machine."""
     text: str
+    """For a person: `RUNNING`, `5 COMPLETED, 3 PENDING (Priority)`, `gone`."""
     jobs: tuple[QueuedJob, ...]
+    """Its elements as Slurm has them."""
 
     @property
     def is_live(self) -> bool:
@@ -36,49 +48,57 @@ class JobView:
 
 @dataclass(frozen=True)
 class ScheduleView:
-    """Evals that come again: SCHEDULED, ENDED on purpose, or BROKEN: none will come though one should."""
+    """One schedule of evals as it stands."""
 
     state: str
+    """`scheduled`, `ended`, `unknown`, or `BROKEN`: no further eval comes though one should."""
     text: str
+    """How often, by which means, and why it has this state."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as it stands. status: the trainer's own, empty before its first step; age: seconds since it was
-    written, by the filesystem's clock.
-    """
+    """One run as it stands."""
 
     run: RunFolder
+    """Its folder."""
     status: RunStatus
+    """The trainer's own status; empty before its first step."""
     age: float | None
+    """Seconds since the status was written, by the filesystem's clock; None without a status."""
     jobs: tuple[JobView, ...]
+    """Its jobs, oldest first."""
     schedules: tuple[ScheduleView, ...]
+    """Its schedules of evals, oldest first."""
     restarts: int
+    """How often its training was requeued."""
 
     @property
     def is_stale(self) -> bool:
-        """Whether the trainer says that it trains, and has not said so for too long."""
+        """Whether the status says that the trainer runs, but has not been renewed in time."""
         training = self.status.phase == "training"
-        return bool(training and self.age is not None and self.age > (self.status.stale_after_s or 60.0))
+        return bool(
+            training and self.age is not None and self.age > (self.status.stale_after_s or _STALE_AFTER_SECONDS)
+        )
 
     @property
     def evals(self) -> str:
-        """The worst that is to be said of its scheduled evals; empty without any."""
+        """The worst state of its schedules; empty without any."""
         states = {schedule.state for schedule in self.schedules}
-        return next((state for state in (BROKEN, UNKNOWN, SCHEDULED, ENDED) if state in states), "")
+        return next((state for state in (_BROKEN, _UNKNOWN, _SCHEDULED, _ENDED) if state in states), "")
 
     @property
     def training(self) -> JobView | None:
-        """The training job that lives, else the newest: a second one fails while the first holds the folder."""
-        found = [job for job in reversed(self.jobs) if job.name == "train"]
-        return next((job for job in found if job.is_live), found[0] if found else None)
+        """The live training job, else the newest. A second one fails while the first holds the run folder."""
+        newest_first = [job for job in reversed(self.jobs) if job.name == "train"]
+        return next((job for job in newest_first if job.is_live), newest_first[0] if newest_first else None)
 
     @property
     def state(self) -> str:
-        """What it does, in a word or two: the phase of the trainer, and of its job what that does not say."""
+        """What the run does, in a few words: the trainer's phase, and its job's state where that adds something."""
         phase, job = self.status.phase, self.training
-        if job is not None and job.text == SILENT:
-            return f"{phase or 'not begun'}, {SILENT}"
+        if job is not None and job.text == _SILENT:
+            return f"{phase or 'not begun'}, {_SILENT}"
         if job is None or not job.jobs:
             return "lost: no job, no heartbeat" if self.is_stale else str(phase or "not begun")
         if phase == "completed" and not job.is_live:
@@ -88,97 +108,92 @@ class RunView:
         return f"{phase or 'not begun'}, {job.text}"
 
 
-def views_of(runs: Sequence[RunFolder]) -> list[RunView]:
-    """Look at runs; Slurm is asked once for all of them."""
-    records = {run.root: remembered(run) for run in runs}
-    statuses = {run.root: status_of(run) for run in runs}
-    known = ask_slurm({job for run in runs for job in ids_of(records[run.root], statuses[run.root])})
-    return [view_of(run, records[run.root], statuses[run.root], known) for run in runs]
+def view_runs(runs: Sequence[RunFolder]) -> list[RunView]:
+    """Look at runs; Slurm is queried once for all of them. Raises CheckpointError for damaged records."""
+    records = {run.root: read_records(run) for run in runs}
+    statuses = {run.root: _readable_status(run) for run in runs}
+    jobs = _query_slurm({key for run in runs for key in queue_keys(records[run.root], statuses[run.root])})
+    return [_view_run(run, records[run.root], statuses[run.root], jobs) for run in runs]
 
 
-Known = dict[str, list[QueuedJob]] | None
-"""Jobs by id; None where Slurm does not answer."""
-
-
-def ask_slurm(ids: Collection[str]) -> Known:
+def _query_slurm(keys: Collection[str]) -> JobsById | None:
+    """The jobs with these keys; None where Slurm does not answer."""
     try:
-        return jobs_of(ids)
+        return jobs_of(keys)
     except JobError:
         return None
 
 
-def status_of(run: RunFolder) -> RunStatus:
-    """What the trainer says; one file that cannot be read is not to hide all other runs."""
+def _readable_status(run: RunFolder) -> RunStatus:
+    """The trainer's status, empty before it begins; one damaged file must not hide all other runs."""
     try:
         return read_status(run)
     except CheckpointError:
         return RunStatus(phase="status.json cannot be read")
 
 
-def view_of(run: RunFolder, records: Sequence[JobRecord], status: RunStatus, known: Known) -> RunView:
-    jobs = [job_view(record, known) for record in records if not record.is_schedule]
-    jobs += by_sbatch(status, jobs, known or {})
-    training = [job for view in jobs if view.name == "train" for job in view.jobs]
+def _view_run(run: RunFolder, records: Sequence[JobRecord], status: RunStatus, jobs: JobsById | None) -> RunView:
+    views = [_view_job(record, jobs) for record in records if record.schedule is None]
+    views += _view_status_job(status, views, jobs or {})
+    training_jobs = [job for view in views if view.name == "train" for job in view.jobs]
     return RunView(
         run=run,
         status=status,
-        age=age(run) if status.phase else None,
-        jobs=tuple(jobs),
-        schedules=tuple(schedule_view(record, run, known) for record in records if record.is_schedule),
-        restarts=max(status.restart_count, restarts_of(training) or 0),
+        age=_status_age(run) if status.phase else None,
+        jobs=tuple(views),
+        schedules=tuple(_view_schedule(record.schedule, run, jobs) for record in records if record.schedule),
+        restarts=max(status.restart_count, restarts_of(training_jobs) or 0),  # accounting does not count them
     )
 
 
-def job_view(record: JobRecord, known: Known) -> JobView:
-    """A job that ended badly says how; one that ran here has no state of Slurm's."""
+def _view_job(record: JobRecord, jobs: JobsById | None) -> JobView:
+    """A job by its record; a failed one with its exit code."""
     if not record.ids:
         return JobView(record.name, (), "ran here", ())
-    if known is None:
-        return JobView(record.name, record.ids, SILENT, ())
-    jobs = jobs_of_run(record, known)
-    text = summary(jobs) if jobs else "gone"
-    codes = sorted({job.exit_code for job in jobs if job.exit_code})
+    if jobs is None:
+        return JobView(record.name, record.ids, _SILENT, ())
+    matches = jobs_of_record(record, jobs)
+    text = summary(matches) if matches else "gone"
+    codes = sorted({job.exit_code for job in matches if job.exit_code})
     text += f", exit code {', '.join(map(str, codes))}" if codes else ""
-    return JobView(record.name, record.ids, text, tuple(jobs))
+    return JobView(record.name, record.ids, text, tuple(matches))
 
 
-def by_sbatch(status: RunStatus, views: Sequence[JobView], known: dict[str, list[QueuedJob]]) -> list[JobView]:
-    """The job that trains a run and was not submitted by bbu.submit; the status file names it."""
+def _view_status_job(status: RunStatus, views: Sequence[JobView], jobs: JobsById) -> list[JobView]:
+    """The job that the trainer's status names, unless it is among `views`: one of an sbatch template."""
     number = status.job_id
     if number is None or any(job.number == number for view in views for job in view.jobs):
         return []
-    found = [job for job in flat(known) if job.number == number and job.name.startswith("bbu-")]
-    return [JobView("train", (number,), summary(found), tuple(found))] if found else []
+    matches = status_jobs(status, jobs)
+    return [JobView("train", (number,), summary(matches), tuple(matches))] if matches else []
 
 
-def schedule_view(record: JobRecord, run: RunFolder, known: Known) -> ScheduleView:
-    """How evals come again, and whether they really do."""
-    schedule = Schedule.read(record.argv)
-    state, text = schedule_state(schedule, run, known)
+def _view_schedule(schedule: Schedule, run: RunFolder, jobs: JobsById | None) -> ScheduleView:
+    state, text = _schedule_state(schedule, run, jobs)
     return ScheduleView(state, f"every {schedule.minutes} minutes by {schedule.mode}: {text}")
 
 
-def schedule_state(schedule: Schedule, run: RunFolder, known: Known) -> tuple[str, str]:
+def _schedule_state(schedule: Schedule, run: RunFolder, jobs: JobsById | None) -> tuple[str, str]:
+    """Whether a further eval will come, and why or why not."""
     if not schedule.folder.is_dir():
-        return BROKEN, f"{schedule.folder} is gone"
+        return _BROKEN, f"{schedule.folder} is gone"
     if ended := schedule.ended():
-        return (BROKEN if ended.startswith(FAILED) else ENDED), ended
+        return (_BROKEN if ended.startswith(FAILED) else _ENDED), ended
     if str(run.root) not in schedule.runs():
-        return ENDED, "cancelled for this run"
-    if known is None:
-        return UNKNOWN, SILENT
-    jobs = [job for key in schedule.job_keys() for job in known.get(key, [])]
-    waiting = [job for job in jobs if job.is_live]
+        return _ENDED, "cancelled for this run"
+    if jobs is None:
+        return _UNKNOWN, _SILENT
+    schedule_jobs = [job for key in schedule.job_keys() for job in jobs.get(key, [])]
+    waiting = live(schedule_jobs)
     if not waiting:
-        return BROKEN, "no job is waiting; cancel it, and submit it again"
-    bad = [job for job in jobs if job.exit_code]
-    return SCHEDULED, f"next: {summary(waiting)}" + (
-        f"; job {bad[-1].id} failed with {bad[-1].exit_code}" if bad else ""
-    )
+        return _BROKEN, "no job is waiting; cancel it, and submit it again"
+    failed = [job for job in schedule_jobs if job.exit_code]
+    failure = f"; job {failed[-1].id} failed with {failed[-1].exit_code}" if failed else ""
+    return _SCHEDULED, f"next: {summary(waiting)}{failure}"
 
 
-def age(run: RunFolder) -> float:
-    """Seconds since the status was written; by our own clock where we may not write into the folder."""
+def _status_age(run: RunFolder) -> float:
+    """Seconds since the status was written: by the filesystem's clock, or by this machine's in a read-only folder."""
     if os.access(run.root, os.W_OK):
         return max(0.0, age_of(run.status))
     return max(0.0, time.time() - run.status.stat().st_mtime)

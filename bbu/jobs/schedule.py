@@ -24,6 +24,7 @@ from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.launch import new_folder, task_environment
 from bbu.jobs.queue import ask, call, one_line, slurm_config
 from bbu.jobs.slurm import sbatch_options
+from bbu.jobs.spec import job_name
 from bbu.run.files import write_atomic
 
 SCRIPT, RUNS, JOBS, ENDED = "schedule.sh", "runs", "jobs", "ended"
@@ -45,17 +46,7 @@ class Schedule:
     @property
     def name(self) -> str:
         """The job's name, by which its lines in a scrontab are found again."""
-        return f"bbu-eval-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
-
-    @property
-    def argv(self) -> tuple[str, ...]:
-        """As a JobRecord keeps it."""
-        return self.mode, str(self.minutes), str(self.folder)
-
-    @classmethod
-    def read(cls, argv: Sequence[str]) -> Schedule:
-        mode, minutes, folder = argv
-        return cls(mode, int(minutes), Path(folder))
+        return job_name(f"eval-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}")
 
     def runs(self) -> list[str]:
         """The run folders it serves; none where its folder was cleaned away."""
@@ -77,7 +68,7 @@ class Schedule:
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
-def minutes_of(text: str) -> int:
+def interval_minutes(text: str) -> int:
     """`30m`, `2h`, `1d` in minutes. Raises JobError for what a crontab cannot keep evenly."""
     match = re.fullmatch(r"([1-9]\d{0,3})([mhd])", text)
     minutes = int(match[1]) * UNITS[match[2]] if match else 0

@@ -1,9 +1,9 @@
-"""What a job is, without a word about who runs it: the middle step between a command line and submitit."""
+"""What a job is, whoever runs it: the step between a request and submitit."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bbu.errors import JobError
@@ -23,30 +23,34 @@ def job_kind(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kind of job asks of its site. partition, account, qos, constraint: as sbatch takes them, null to
-    leave out. Field by field:
-
-    exclusive: whole nodes, nobody else's jobs beside ours; gpus_per_node: one task is started per GPU, at least one
-    per node; gpu_type: `a100`, null for any; memory: `512G` per node, `8G per cpu`, `64G per gpu`, `all` the node
-    has (nodes may differ), null for the site's default; time_minutes: the wall-clock limit; nice: how far to stand
-    back behind other jobs, 0 to 10000.
-    """
+    """What one kind of job requests from its site; the keys of a cluster profile under train, convert and eval."""
 
     partition: str | None
+    """As sbatch takes it, like the next three; null to leave it out."""
     account: str | None
+    """The account that pays."""
     qos: str | None
+    """Quality of service."""
     constraint: str | None
+    """Features that the nodes must have."""
     exclusive: bool
+    """Whole nodes: no jobs of others beside ours."""
     gpus_per_node: int
+    """One task is started per GPU, at least one per node."""
     gpu_type: str | None
+    """Such as `a100`; null for any."""
     cpus_per_task: int
+    """CPU cores of each task."""
     memory: str | None
+    """`512G` per node, `8G per cpu`, `64G per gpu`, `all` that the node has; null for the site's default."""
     time_minutes: int
+    """The time limit."""
     nice: int
+    """Slurm's `--nice`: 0 to 10000; higher values lower the priority."""
 
     @property
     def tasks_per_node(self) -> int:
-        """Of a job that uses all of this: one for each GPU, one where there is none."""
+        """Tasks on each node of a job that uses all of it: one per GPU, one where there is none."""
         return max(1, self.gpus_per_node)
 
 
@@ -54,23 +58,29 @@ class Resources:
 class JobSpec:
     """One job, or one array of jobs that differ in their arguments alone.
 
-    `commands` holds what follows `python`, once per array element: `(("-m", "bbu.train", "--config", "smoke"),)`.
-    Each element runs as `nodes` x `tasks_per_node` tasks. `max_requeues` caps how often the job goes back into the
-    queue after a stop with its state saved. `after` names jobs of the same submission (by `name`), and
-    `after_jobs` jobs in the queue (by Slurm's id), that must end before this one begins: well, or `after_any` how.
     Raises JobError for a job that could never run.
     """
 
     name: str
+    """The kind of job: `train`, `convert`, `merge`, `eval`, `compare`, `demo`. Unique within one submission."""
     commands: tuple[tuple[str, ...], ...]
+    """What follows `python`, one for each element of the array: `(("-m", "bbu.train", "--config", "smoke"),)`."""
     nodes: int
+    """Nodes of each element."""
     tasks_per_node: int
+    """Tasks on each of its nodes."""
     resources: Resources
+    """What each element requests from the site."""
     after: tuple[str, ...] = ()
+    """Names of jobs of the same submission that must end before this one begins."""
     after_jobs: tuple[str, ...] = ()
+    """Slurm's ids of other jobs that must end before this one begins."""
     after_any: bool = False
+    """Whether this job begins however those end; else it begins only if they succeed."""
     max_requeues: int = 0
+    """How often the job is requeued after a stop with its state saved."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    """More variables for its tasks."""
 
     def __post_init__(self) -> None:
         if not self.commands or not all(self.commands):
@@ -91,19 +101,18 @@ class JobSpec:
         return self.nodes * self.tasks_per_node
 
     def chunks(self, size: int) -> Iterator[JobSpec]:
-        """The same job in arrays of at most `size` elements."""
+        """The same job in arrays of at most `size` elements each."""
         for start in range(0, len(self.commands), size):
             yield dataclasses.replace(self, commands=self.commands[start : start + size])
 
 
-def in_order(specs: tuple[JobSpec, ...]) -> tuple[JobSpec, ...]:
-    """The same jobs, checked: names are unique and each waits only for jobs that come before it."""
-    seen: set[str] = set()
+def check_order(specs: Sequence[JobSpec]) -> None:
+    """Check that names are unique and that each job waits only for jobs before it. Raises JobError."""
+    earlier: set[str] = set()
     for spec in specs:
-        missing = [name for name in spec.after if name not in seen]
+        missing = [name for name in spec.after if name not in earlier]
         if missing:
             raise JobError(f"job {spec.name} waits for {', '.join(missing)}, which does not come before it")
-        if spec.name in seen:
+        if spec.name in earlier:
             raise JobError(f"two jobs are called {spec.name}; names must differ within one submission")
-        seen.add(spec.name)
-    return specs
+        earlier.add(spec.name)

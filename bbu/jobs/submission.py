@@ -1,72 +1,284 @@
-"""Where jobs go: to Slurm, to this machine, or into the text of a dry run."""
+"""Submits the jobs of a request: to Slurm, to this machine, or into the text of a dry run."""
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bbu.jobs.clusters import ClusterProfile
+from bbu.config.flat import DirectConfig
+from bbu.errors import ConfigError, JobError
+from bbu.jobs import schedule
+from bbu.jobs.clusters import ClusterProfile, load_profile
+from bbu.jobs.control import live_training_jobs
 from bbu.jobs.launch import Note, Submission, job_environment, task_command
 from bbu.jobs.local import run_here
+from bbu.jobs.plan import (
+    JOBS_PER_POINT,
+    MissingInputs,
+    comparison_folder,
+    config_run_folder,
+    plan_jobs,
+    point_requests,
+    point_run_folders,
+)
 from bbu.jobs.queue import max_array_size
+from bbu.jobs.records import append_records, job_record, schedule_record
+from bbu.jobs.request import Command, Request
 from bbu.jobs.slurm import awaited_ids, script_text, submit_to_slurm
-from bbu.jobs.spec import JobSpec, in_order
+from bbu.jobs.spec import JobSpec, check_order
+from bbu.run.folder import RunFolder
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The folder with the code."""
+_CONVERSION_KEYS = (
+    "vendor_dir", "data_root", "train_file", "val_file", "teacher_file", "image_folder", "min_pixels", "max_pixels",
+    "jpeg_quality", "response_types", "token_map_file", "label_hierarchy_file", "unknown_label_policy", "site_pattern",
+    "val_ratio", "split_seed", "teacher_pool_size", "max_reject_share", "min_visible_ratio", "min_box_side",
+    "remove_duplicates", "keep_negatives", "language",
+)  # fmt: skip
+"""Config keys that the conversion reads."""
+_INTERRUPTED_EXIT_CODE = 130
+"""As a shell reports a program that Ctrl-C ended: 128 + SIGINT."""
+
+Notify = Callable[[str], None]
+"""Receives one line for the person at the terminal."""
 
 
-def submit(
+def submit_request(request: Request, notify: Notify, dry_run: bool = False) -> int:
+    """Submit the jobs of one request, or run them on this machine, and write them into the records of their runs.
+
+    Args:
+        request: what to submit.
+        notify: receives a line about each step.
+        dry_run: print what would be submitted, and submit nothing.
+
+    Returns:
+        The exit code: 0, the first bad code of a job on this machine, or 130 after Ctrl-C.
+
+    Raises:
+        ConfigError: a run config or a cluster profile that is refused.
+        JobError: a job that could never run, or that Slurm refuses.
+    """
+    profile, config = load_profile(request.cluster), load_request_config(request)
+    if request.every_minutes is not None:
+        return _schedule_evals(request, request.every_minutes, profile, config, notify, dry_run)
+    specs = plan_jobs(request, profile, config, missing_inputs(request, profile, config))
+    return _submit_or_print(specs, request, profile, config, notify, dry_run)
+
+
+def load_request_config(request: Request) -> DirectConfig:
+    """The run config of a request. Configs of a sweep's points are checked here, not later in the queue.
+
+    Raises ConfigError, also for a pipeline that sweeps a key of the conversion, which it runs once.
+    """
+    config = request.load_config()
+    swept = {text.partition("=")[0] for text in (request.points or ((),))[0]}
+    if request.job == "pipeline" and (bound := sorted(swept & set(_CONVERSION_KEYS))):
+        raise ConfigError(f"--sweep {bound[0]}: a pipeline converts once; convert for each value, then sweep data_root")
+    for each in point_requests(request, config):
+        each.load_config()
+    return config
+
+
+def missing_inputs(request: Request, profile: ClusterProfile, config: DirectConfig) -> MissingInputs:
+    """What the request needs and the disk does not have yet."""
+    demo = _demo_commands(config) if request.demo else ()
+    if request.job not in ("convert", "pipeline") or profile.convert_tasks == 1:
+        return MissingInputs(demo, ())
+    from bbu.conversion.shards import missing_shards  # numpy and Pillow: not needed for `--help`
+
+    return MissingInputs(demo, tuple(missing_shards(config.data, profile.convert_tasks)))
+
+
+def submit_jobs(
     specs: tuple[JobSpec, ...],
     profile: ClusterProfile,
-    home: Path,
-    tell: Callable[[str], None],
-    note: Note = lambda done: None,
+    checkout: Path,
+    notify: Notify,
+    note: Note = lambda submission: None,
 ) -> list[Submission]:
     """Submit all jobs to Slurm, chained by dependency, or run them here one after the other.
 
-    tell: hears what happens, in words; note: is given each job as soon as it exists.
+    On this machine a job is skipped when one that it depends on failed, unless it has `after_any`.
 
-    Here a job that failed ends the row, unless the next one does not mind; the first bad code is the last
-    Submission's. Raises JobError if there is no Slurm here, or if it refuses a job.
+    Args:
+        specs: the jobs, in an order in which each waits only for earlier ones.
+        profile: the site.
+        checkout: the folder with the code.
+        notify: receives a line about each step.
+        note: receives each job as soon as it exists.
+
+    Returns:
+        One Submission for each job that was submitted or that ran.
+
+    Raises:
+        JobError: there is no Slurm here, or it refuses a job.
     """
-    ordered = in_order(specs)
+    check_order(specs)
     if profile.executor == "slurm":
-        return submit_to_slurm(ordered, profile, home, tell, note)
-    tell("no Slurm in this profile: running here, one job after the other (submitit's local executor)")
-    done: dict[str, Submission] = {}
-    for spec in ordered:
-        if not spec.after_any and any(name not in done or done[name].exit_code for name in spec.after):
+        return submit_to_slurm(specs, profile, checkout, notify, note)
+    notify("no Slurm in this profile: running here, one job after the other (submitit's local executor)")
+    finished: dict[str, Submission] = {}
+    for spec in specs:
+        if not spec.after_any and any(name not in finished or finished[name].exit_code for name in spec.after):
             continue
-        done[spec.name] = run_here(spec, profile, home, tell, note)
-    return list(done.values())
+        finished[spec.name] = run_here(spec, profile, checkout, notify, note)
+    return list(finished.values())
 
 
-def dry_run(specs: tuple[JobSpec, ...], profile: ClusterProfile, home: Path) -> str:
-    """Exactly what `submit` would do, for a person to read; touches nothing.
+def dry_run_text(specs: tuple[JobSpec, ...], profile: ClusterProfile, checkout: Path) -> str:
+    """Exactly what `submit_jobs` would do, for a person to read; touches nothing.
 
-    Only what does not exist before is named by a placeholder: ids, and the folders of submitit's files.
+    Placeholders stand only for what does not exist before: job ids, and the folders of submitit's files.
     """
-    return "\n\n".join(part for spec in in_order(specs) for part in describe(spec, profile, home))
+    check_order(specs)
+    return "\n\n".join(part for spec in specs for part in _job_texts(spec, profile, checkout))
 
 
-def describe(spec: JobSpec, profile: ClusterProfile, home: Path) -> Iterator[str]:
+def _demo_commands(config: DirectConfig) -> tuple[Command, ...]:
+    """The commands that make the synthetic rooms and the tiny model where the config expects them, if missing."""
+    model, rooms = config.model.model_path, config.data.vendor_dir
+    build = f"from bbu.models.tiny import build_tiny_model; build_tiny_model({model!r}, seed={config.training.seed})"
+    commands = {rooms: ("-m", "bbu.demo", "--out", rooms), model: ("-c", build)}
+    return tuple(command for folder, command in commands.items() if not Path(folder).exists())
+
+
+def _submit_or_print(
+    specs: tuple[JobSpec, ...],
+    request: Request,
+    profile: ClusterProfile,
+    config: DirectConfig,
+    notify: Notify,
+    dry_run: bool,
+) -> int:
+    if not dry_run:
+        return _submit_and_record(specs, request, profile, config, notify)
+    print(dry_run_text(specs, profile, CHECKOUT))
+    return 0
+
+
+def _submit_and_record(
+    specs: tuple[JobSpec, ...], request: Request, profile: ClusterProfile, config: DirectConfig, notify: Notify
+) -> int:
+    """Submit jobs, or run them here; each is written into its runs' records as soon as it exists."""
+    runs = _request_runs(request, config)
+    run_requests = point_requests(request, config) or [request] * len(runs)
+    for run in runs:
+        append_records(run, [])  # fails here, before anything is in the queue, if the records cannot be written
+    if _image_is_missing(profile):
+        notify(f"there is no image {profile.image} here; build it with containers/build.sh, or the jobs will fail")
+
+    def record(submission: Submission) -> None:
+        _record_submission(submission, request, runs, run_requests)
+
+    try:
+        submissions = submit_jobs(specs, profile, CHECKOUT, notify, record)
+    except KeyboardInterrupt:
+        notify("stopped; the same command resumes from what is saved")
+        return _INTERRUPTED_EXIT_CODE
+    if request.points:
+        notify(f"{len(request.points)} runs; when all have ended, the table is in {comparison_folder(config)}")
+    return next((submission.exit_code for submission in submissions if submission.exit_code), 0)
+
+
+def _record_submission(
+    submission: Submission, request: Request, runs: Sequence[RunFolder], run_requests: Sequence[Request]
+) -> None:
+    """Write a submission into the records of the runs that it serves.
+
+    Args:
+        submission: a job, or one array of it.
+        request: the request that it was submitted for.
+        runs: all runs of that request.
+        run_requests: for each of the runs, the request for this run alone.
+    """
+    by_point = bool(request.points) and submission.name in JOBS_PER_POINT
+    shared = [] if by_point or len(runs) == 1 else [str(run.root) for run in runs]
+    for index, (run, run_request) in enumerate(zip(runs, run_requests, strict=True)):
+        if not by_point or submission.has(index):
+            element = submission.element(index) if by_point else None
+            append_records(run, [job_record(submission, run_request, element, shared)])
+
+
+def _request_runs(request: Request, config: DirectConfig) -> list[RunFolder]:
+    """The runs that a request is for."""
+    if request.points:
+        return point_run_folders(request, config)
+    return [RunFolder(Path(run)) for run in request.runs] or [RunFolder(config_run_folder(config).root.resolve())]
+
+
+def _image_is_missing(profile: ClusterProfile) -> bool:
+    return profile.executor == "slurm" and profile.image is not None and not Path(profile.image).exists()
+
+
+def _schedule_evals(
+    request: Request, minutes: int, profile: ClusterProfile, config: DirectConfig, notify: Notify, dry_run: bool
+) -> int:
+    """Start a schedule that repeats the evals of some runs."""
+    if profile.executor != "slurm":
+        raise JobError("--every needs a Slurm profile; here, let cron call `python -m bbu.eval --pending RUN`")
+    runs = _request_runs(request, config)
+    mode = schedule.way_here(profile.eval_schedule)
+    if mode == "dependency":
+        return _submit_after_training(runs, request, profile, config, notify, dry_run)
+    if dry_run:
+        placeholder = Path(profile.work_folder).absolute() / "<time>-eval-schedule-<random>"
+        print(schedule.described(schedule.Schedule(mode, minutes, placeholder), profile, CHECKOUT))
+        return 0
+    made = schedule.create(mode, minutes, [run.root for run in runs], profile, CHECKOUT)
+    for run in runs:
+        append_records(run, [schedule_record(made, request.cluster)])
+    job = schedule.start(made, profile)
+    notify(f"evals every {minutes} minutes by {mode}: job {job}, logs {made.folder}")
+    return 0
+
+
+def _submit_after_training(
+    runs: Sequence[RunFolder],
+    request: Request,
+    profile: ClusterProfile,
+    config: DirectConfig,
+    notify: Notify,
+    dry_run: bool,
+) -> int:
+    """Submit one eval that starts when the run's training jobs have ended, for each run.
+
+    This is for sites that allow neither scrontab nor jobs that submit jobs.
+    """
+    notify("evals by dependency: one when training ends, not every so often")
+    for run in runs:
+        one_run = dataclasses.replace(request, runs=(str(run.root),), every_minutes=None)
+        training_jobs = tuple(job.id for job in live_training_jobs(run))
+        [spec] = plan_jobs(one_run, profile, config, MissingInputs((), ()))
+        waiting = dataclasses.replace(spec, after_jobs=training_jobs, after_any=True)
+        _submit_or_print((waiting,), one_run, profile, config, notify, dry_run)
+    return 0
+
+
+def _job_texts(spec: JobSpec, profile: ClusterProfile, checkout: Path) -> Iterator[str]:
+    """The parts of a dry run about one job: its batch scripts, and what its tasks run."""
     if profile.executor == "local":
         waits = f", after {', '.join(spec.after)}" if spec.after else ""
-        yield "\n".join([f"### {spec.name}: {spec.tasks} tasks on this machine{waits}", *commands(spec, profile, home)])
+        title = f"### {spec.name}: {spec.tasks} tasks on this machine{waits}"
+        yield "\n".join([title, *_command_lines(spec, profile, checkout)])
         return
     before = awaited_ids(spec, {name: (f"<id of {name}>",) for name in spec.after})
-    parts = list(spec.chunks(max_array_size() if spec.is_array else 1))
-    for number, part in enumerate(parts, 1):
-        of = f" (array {number} of {len(parts)})" if len(parts) > 1 else ""
+    chunks = list(spec.chunks(max_array_size() if spec.is_array else 1))
+    for number, chunk in enumerate(chunks, 1):
+        of = f" (array {number} of {len(chunks)})" if len(chunks) > 1 else ""
         folder = f"{Path(profile.work_folder).absolute()}/<time>-{spec.name}-<random>"
-        script = script_text(part, profile, home, folder, before)
+        script = script_text(chunk, profile, checkout, folder, before)
         yield "\n".join([f"### {spec.name}{of}: sbatch {folder}/submission_file_<random>.sh", script])
-        yield "\n".join([f"### {spec.name}{of}: what each of its tasks runs", *commands(part, profile, home)])
+        lines = _command_lines(chunk, profile, checkout)
+        yield "\n".join([f"### {spec.name}{of}: what each of its tasks runs", *lines])
 
 
-def commands(spec: JobSpec, profile: ClusterProfile, home: Path) -> Iterator[str]:
-    """The settings that all tasks share, then a command for each element."""
-    settings = job_environment(spec, profile, home)
-    yield from (f"export {name}={shlex.quote(value)}" for name, value in settings.items())
+def _command_lines(spec: JobSpec, profile: ClusterProfile, checkout: Path) -> Iterator[str]:
+    """The variables that all tasks share, then one command for each element."""
+    variables = job_environment(spec, profile, checkout)
+    yield from (f"export {name}={shlex.quote(value)}" for name, value in variables.items())
     for index, command in enumerate(spec.commands):
         element = f"  # element {index}" if spec.is_array else ""
-        yield shlex.join(task_command(home, profile.image, command)) + element
+        yield shlex.join(task_command(checkout, profile.image, command)) + element

@@ -9,46 +9,55 @@ from collections.abc import Sequence
 
 from bbu.errors import ConfigError
 
-MOST_POINTS = 10_000
+_MOST_POINTS = 10_000
+"""A guard against a slip of the keyboard: each point is a training run."""
 
 
-def grid(axes: Sequence[str]) -> list[tuple[str, ...]]:
-    """Overrides of each point of `--sweep key=a,b` axes, the last axis fastest: `[("key=a",), ("key=b",)]`.
+def sweep_points(axes: Sequence[str]) -> list[tuple[str, ...]]:
+    """The overrides of each point of the grid that some axes span, the last axis changing fastest.
 
-    Raises ConfigError, all findings at once, for an axis that is none.
+    Args:
+        axes: values of `--sweep`, each `key=a,b`.
+
+    Returns:
+        For one axis `[("key=a",), ("key=b",)]`; of several axes each point has one override per axis.
+
+    Raises:
+        ConfigError: all findings at once, about axes that cannot be read or too many points.
     """
-    findings = [finding for axis in axes for finding in axis_findings(axis)]
+    findings = [finding for axis in axes for finding in _axis_findings(axis)]
     keys = [axis.partition("=")[0] for axis in axes]
     findings += [f"--sweep {key}: given twice; list all its values in one" for key in set(keys) if keys.count(key) > 1]
-    points = math.prod(len(values_of(axis)) for axis in axes)
-    if points > MOST_POINTS:
-        findings.append(f"--sweep: {points} runs; at most {MOST_POINTS} in one submission")
+    points = math.prod(len(_axis_values(axis)) for axis in axes)
+    if points > _MOST_POINTS:
+        findings.append(f"--sweep: {points} runs; at most {_MOST_POINTS} in one submission")
     if findings:
         raise ConfigError(*findings)
     return list(
         itertools.product(
-            *([f"{key}={value}" for value in values_of(axis)] for key, axis in zip(keys, axes, strict=True))
+            *([f"{key}={value}" for value in _axis_values(axis)] for key, axis in zip(keys, axes, strict=True))
         )
     )
 
 
-def values_of(axis: str) -> list[str]:
-    """The values of `key=a,b`; a comma inside of brackets belongs to a list."""
+def _axis_values(axis: str) -> list[str]:
+    """The values of `key=a,b`; a comma in brackets belongs to a list, which is one value."""
     return re.split(r",(?![^\[]*\])", axis.partition("=")[2])
 
 
-def axis_findings(axis: str) -> list[str]:
+def _axis_findings(axis: str) -> list[str]:
+    """What is wrong with one axis; empty if nothing is."""
     key, equals, _ = axis.partition("=")
-    values = values_of(axis)
+    values = _axis_values(axis)
     if not equals or not key or not all(values):
         return [f"--sweep {axis!r}: write key=value,value"]
     if key in ("run_name", "output_root"):
         return [f"--sweep {key}: each run gets a name of its own; sweep another key"]
     if len(set(values)) < len(values):
-        return [f"--sweep {axis!r}: a value stands there twice"]
+        return [f"--sweep {axis!r}: a value is given twice"]
     return []
 
 
 def point_name(base: str, point: Sequence[str]) -> str:
-    """The run_name of one point: `base.llm_lr-1e-6.seed-2`; what a name may not hold becomes `_`."""
+    """The run_name of one point, `base.llm_lr-1e-6.seed-2`; `_` replaces characters that a name may not have."""
     return ".".join([base, *(re.sub(r"[^A-Za-z0-9._-]", "_", text.replace("=", "-", 1)) for text in point)])

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from bbu.errors import CheckpointError
+
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 RUN_CONFIG = "run_config.yaml"
 """The resolved run config inside a checkpoint."""
@@ -26,6 +28,14 @@ class RunFolder:
     def of(cls, output_root: str | Path, run_name: str) -> RunFolder:
         """The folder of a run by its two config fields; creates nothing."""
         return cls(Path(output_root) / f"output-{run_name}")
+
+    @classmethod
+    def existing(cls, folder: str | Path) -> RunFolder:
+        """The run folder at a path that somebody named. Raises CheckpointError where that is none."""
+        run = cls(Path(folder).resolve())
+        if not (run.jobs.is_file() or run.config.is_file()):
+            raise CheckpointError(f"{folder}: not a run folder; name an output-{{run_name}} folder")
+        return run
 
     @property
     def config(self) -> Path:

@@ -79,15 +79,18 @@ def status(user: User) -> list:
 
 
 def make_run(folder: Path, job: str) -> None:
+    from bbu.jobs.launch import Submission
+    from bbu.jobs.records import append_records, job_record
+    from bbu.jobs.request import parse_request
     from bbu.run.checkpoints import Ranks, publishing
     from bbu.run.folder import RunFolder
     from bbu.run.status import RunStatus, write_status
 
     made = RunFolder(folder).create()
     made.config.write_text((Path(__file__).parents[2] / "configs/smoke.yaml").read_text())
-    record = {"ids": [job], "element": None, "runs": [], "folders": [], "cluster": "test", "argv": ["train"]}
-    record |= {"cwd": "/", "submitted": 0.0}
-    made.jobs.write_text("".join(json.dumps(record | {"name": name}) + "\n" for name in ("convert", "train", "eval")))
+    request = parse_request(["--config", "smoke", "--cluster", "test"])
+    submissions = [Submission(name, (job,), (), None) for name in ("convert", "train", "eval")]
+    append_records(made, [job_record(submission, request) for submission in submissions])
     write_status(made, RunStatus(phase="completed", step=60, max_steps=60, loss=1.0))
     for step in (20, 40, 60):
         with publishing(made, step, Ranks(0, 1, lambda: None), config_hash="0" * 64, image_digest=None) as staged:

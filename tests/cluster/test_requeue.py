@@ -27,14 +27,14 @@ SUBMIT = """
 import dataclasses, sys
 from pathlib import Path
 from bbu.jobs.clusters import load_profile
-from bbu.jobs.submission import submit
+from bbu.jobs.submission import submit_jobs
 from bbu.jobs.spec import JobSpec
 partition, nodes, minutes, requeues, *arguments = sys.argv[1:]
 profile = load_profile("test")
 asked = dataclasses.replace(profile.train, partition=partition, time_minutes=int(minutes))
 commands = tuple((f"tests/cluster/programs/counter.py", f"{name}", *arguments[1:]) for name in arguments[0].split(","))
 spec = JobSpec("count", commands, int(nodes), 1, asked, max_requeues=int(requeues))
-print(submit((spec,), profile, Path.cwd(), lambda text: None)[0].job_ids[0])
+print(submit_jobs((spec,), profile, Path.cwd(), lambda text: None)[0].job_ids[0])
 """
 
 

@@ -18,14 +18,14 @@ SUBMIT = """
 import json, sys
 from pathlib import Path
 from bbu.jobs.clusters import load_profile
-from bbu.jobs.submission import submit
+from bbu.jobs.submission import submit_jobs
 from bbu.jobs.spec import JobSpec
 profile = load_profile("test")
 specs = tuple(JobSpec(tasks_per_node=1, resources=profile.train, max_requeues=3, name=s["name"],
     nodes=s["nodes"], commands=tuple(tuple(c) for c in s["commands"]),
     after=tuple(s["after"]))
     for s in json.loads(sys.argv[1]))
-done = submit(specs, profile, Path.cwd(), lambda text: None)
+done = submit_jobs(specs, profile, Path.cwd(), lambda text: None)
 print(json.dumps([[each.job_ids[0], str(each.folders[0])] for each in done]))
 """
 

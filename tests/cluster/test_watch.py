@@ -134,7 +134,7 @@ def test_the_entry_is_taken_out_and_others_lines_stay(user: User, trained: str) 
     user.cluster.run(["scrontab", user.home / "tab"])
     assert status(user, waiting)["schedules"][0]["state"] == "scheduled", "its job has another id now"
     told = user.call("submit", "cancel", "output-watched", waiting).stderr
-    assert "output-waiting: evals every 30 minutes: no more" in told, told
+    assert "output-waiting: evals every 30 minutes: cancelled" in told, told
     assert user.cluster.run("scrontab -l").stdout == own
     assert status(user, waiting)["schedules"][0]["state"] == "ended"
     user.cluster.run("scrontab -r")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bbu.submit import HOME, main
+from bbu.jobs.submission import CHECKOUT
+from bbu.submit import main
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
@@ -42,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setattr("bbu.jobs.queue.call", lambda argv: (0, "MaxArraySize            = 5", ""))
-    text = (HOME / "configs/clusters/example.yaml").read_text()
+    text = (CHECKOUT / "configs/clusters/example.yaml").read_text()
     for old, new in MANY.items():
         assert old in text, old
         text = text.replace(old, new)
@@ -58,7 +59,7 @@ def test_a_dry_run_prints_the_scripts_and_commands(name: str, here: Path, capsys
     config = () if "output-a" in CASES[name] else ("--config", "smoke")
     assert main([*CASES[name], *config, "--dry-run"]) == 0
     told = capsys.readouterr().out
-    for known, word in {str(here): "HERE", sys.executable: "PYTHON", str(HOME): "CHECKOUT"}.items():
+    for known, word in {str(here): "HERE", sys.executable: "PYTHON", str(CHECKOUT): "CHECKOUT"}.items():
         told = told.replace(known, word)
     told = re.sub(r"bbu-eval-[0-9a-f]{8}", "bbu-eval-<id>", told)
     path = GOLDEN / f"{name}.txt"

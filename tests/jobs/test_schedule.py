@@ -13,8 +13,8 @@ import pytest
 
 from bbu.errors import JobError
 from bbu.jobs.clusters import load_profile
-from bbu.jobs.schedule import Schedule, create, cron_times, drop, entry, minutes_of, without
-from bbu.submit import HOME
+from bbu.jobs.schedule import Schedule, create, cron_times, drop, entry, interval_minutes, without
+from bbu.jobs.submission import CHECKOUT
 from tests.conftest import SlurmSays
 
 
@@ -30,26 +30,26 @@ from tests.conftest import SlurmSays
     ],
 )
 def test_an_interval_becomes_the_times_of_a_crontab(every: str, times: str):
-    assert cron_times(minutes_of(every)) == times
+    assert cron_times(interval_minutes(every)) == times
 
 
 @pytest.mark.parametrize("every", ["7m", "90m", "5h", "2d", "0m", "30", "half an hour", "-5m", "30s"])
 def test_what_a_crontab_cannot_keep_evenly_is_refused(every: str):
     with pytest.raises(JobError, match="write minutes that divide an hour"):
-        minutes_of(every)
+        interval_minutes(every)
 
 
 @pytest.fixture
 def schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Schedule:
     monkeypatch.chdir(tmp_path)
-    return create("scrontab", 30, [tmp_path / "output-a", tmp_path / "output-b"], load_profile("example"), HOME)
+    return create("scrontab", 30, [tmp_path / "output-a", tmp_path / "output-b"], load_profile("example"), CHECKOUT)
 
 
 def test_the_script_is_bash_that_names_the_runs_when_it_starts(schedule: Schedule):
     text = (schedule.folder / "schedule.sh").read_text()
     subprocess.run(["bash", "-n", schedule.folder / "schedule.sh"], check=True)
     assert "#SBATCH --partition=gpu" in text and "#SBATCH --nice=1000" in text and "BBU_NV=1" in text
-    assert text.endswith(f'exec bash {HOME}/slurm/eval.scron "${{runs[@]}}"\n')
+    assert text.endswith(f'exec bash {CHECKOUT}/slurm/eval.scron "${{runs[@]}}"\n')
 
 
 def test_an_entry_can_be_taken_out_of_a_scrontab_without_a_trace(schedule: Schedule):
@@ -64,16 +64,12 @@ def test_an_entry_can_be_taken_out_of_a_scrontab_without_a_trace(schedule: Sched
 def test_a_schedule_ends_with_its_last_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     runs = [tmp_path / "output-a", tmp_path / "output-b"]
-    made = create("resubmit", 60, runs, load_profile("example"), HOME)
+    made = create("resubmit", 60, runs, load_profile("example"), CHECKOUT)
     assert drop(made, runs[0])
     assert made.runs() == [str(runs[1])] and not made.ended()
     assert not drop(made, runs[0])
     assert drop(made, runs[1])
     assert made.ended() == "cancelled" and not made.runs()
-
-
-def test_a_schedule_is_read_back_from_a_runs_records(schedule: Schedule):
-    assert Schedule.read(schedule.argv) == schedule
 
 
 def test_a_scrontab_that_cannot_be_written_leaves_all_as_it_was(schedule: Schedule, slurm_says: SlurmSays):
@@ -96,7 +92,7 @@ def test_odd_folders_are_quoted_in_the_script(tmp_path: Path, monkeypatch: pytes
     odd = tmp_path / "my 100% 'dir'"
     odd.mkdir()
     monkeypatch.chdir(odd)
-    made = create("resubmit", 30, [odd / "output-a"], load_profile("example"), HOME)
+    made = create("resubmit", 30, [odd / "output-a"], load_profile("example"), CHECKOUT)
     text = (made.folder / "schedule.sh").read_text()
     subprocess.run(["bash", "-n", made.folder / "schedule.sh"], check=True)
     options = [shlex.split(line.removeprefix("#SBATCH ")) for line in text.splitlines() if line.startswith("#SBATCH")]
@@ -111,5 +107,5 @@ def test_jobs_that_submit_each_other_do_not_lengthen_the_path(schedule: Schedule
 def test_without_an_image_it_is_this_python_that_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     bare = dataclasses.replace(load_profile("example"), image=None)
-    text = (create("resubmit", 30, [tmp_path], bare, HOME).folder / "schedule.sh").read_text()
+    text = (create("resubmit", 30, [tmp_path], bare, CHECKOUT).folder / "schedule.sh").read_text()
     assert f"export BBU_PYTHON={sys.executable}\n" in text

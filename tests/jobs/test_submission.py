@@ -16,7 +16,7 @@ from bbu.jobs.clusters import ClusterProfile, load_profile
 from bbu.jobs.launch import Submission
 from bbu.jobs.slurm import sbatch_options, slurm_parameters
 from bbu.jobs.spec import JobSpec, Resources
-from bbu.jobs.submission import dry_run, submit
+from bbu.jobs.submission import dry_run_text, submit_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = "import os; print(*(os.environ[n] for n in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')), flush=True)"
@@ -43,7 +43,7 @@ def job(*programs: str, name: str = "work", nodes: int = 1, after: tuple[str, ..
 
 def run(profile: ClusterProfile, *specs: JobSpec) -> tuple[list[tuple[str, int | None]], str]:
     told: list[str] = []
-    done = submit(specs, profile, ROOT, told.append)
+    done = submit_jobs(specs, profile, ROOT, told.append)
     return [(each.name, each.exit_code) for each in done], "\n".join(told)
 
 
@@ -82,7 +82,7 @@ def test_when_one_rank_fails_the_others_are_ended(profile: ClusterProfile):
 
 
 def test_a_dry_run_touches_nothing(profile: ClusterProfile, tmp_path: Path):
-    text = dry_run((job("pass"), job("pass", name="next", after=("work",))), profile, ROOT)
+    text = dry_run_text((job("pass"), job("pass", name="next", after=("work",))), profile, ROOT)
     assert "### next: 1 tasks on this machine, after work" in text
     assert not (tmp_path / "jobs").exists()
 
@@ -145,7 +145,7 @@ def test_an_element_is_found_in_its_part_of_a_cut_array():
 def test_a_slurm_profile_without_slurm_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(JobError, match="--cluster local"):
-        submit((job("pass"),), load_profile("example"), ROOT, print)
+        submit_jobs((job("pass"),), load_profile("example"), ROOT, print)
 
 
 def test_a_job_cannot_wait_for_one_that_does_not_come_before_it(profile: ClusterProfile):

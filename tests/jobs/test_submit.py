@@ -10,20 +10,22 @@ import pytest
 
 from bbu.jobs.clusters import load_profile
 from bbu.jobs.launch import Submission
-from bbu.jobs.plan import plan
-from bbu.jobs.records import record_of, remember
+from bbu.jobs.plan import plan_jobs
+from bbu.jobs.records import append_records, job_record
+from bbu.jobs.request import parse_request
 from bbu.jobs.spec import JobSpec
+from bbu.jobs.submission import load_request_config, missing_inputs
 from bbu.run.folder import RunFolder
-from bbu.submit import facts_of, main, parser, request_of, run_config
+from bbu.submit import main
 from tests.conftest import SlurmSays
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def planned(*argv: str, cluster: str = "test", config: tuple[str, ...] = ("--config", "smoke")) -> dict[str, JobSpec]:
-    request = request_of(parser().parse_intermixed_args([*argv, *config]))
-    profile, run = load_profile(cluster, {"BBU_IMAGE": "/image.sif"}), run_config(request)
-    return {job.name: job for job in plan(request, profile, run, facts_of(request, profile, run))}
+    request = parse_request([*argv, *config])
+    profile, run = load_profile(cluster, {"BBU_IMAGE": "/image.sif"}), load_request_config(request)
+    return {job.name: job for job in plan_jobs(request, profile, run, missing_inputs(request, profile, run))}
 
 
 def test_help_loads_neither_torch_nor_submitit():
@@ -120,7 +122,7 @@ def by_dependency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     text = (ROOT / "configs/clusters/example.yaml").read_text()
     (tmp_path / "site.yaml").write_text(text.replace("eval_schedule: auto", "eval_schedule: dependency"))
     done = Submission("train", ("7",), (tmp_path,), None)
-    remember(RunFolder(tmp_path / "output-a"), [record_of(done, "site.yaml", ("train",))])
+    append_records(RunFolder(tmp_path / "output-a"), [job_record(done, parse_request(["--cluster", "site.yaml"]))])
     return "site.yaml"
 
 

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from bbu.config.flat import OWNERS
 from bbu.conversion.shards import CONVERSION_FIELDS
 from bbu.errors import ConfigError
-from bbu.jobs.plan import plan
-from bbu.jobs.sweep import grid, point_name
-from bbu.submit import CONVERSION_KEYS, facts_of, load, load_profile, main, parser, request_of, run_config
+from bbu.jobs.clusters import load_profile
+from bbu.jobs.plan import plan_jobs
+from bbu.jobs.request import Request, parse_request
+from bbu.jobs.submission import _CONVERSION_KEYS, load_request_config, missing_inputs
+from bbu.jobs.sweep import point_name, sweep_points
+from bbu.submit import main
 
 CONVERSION = Path(__file__).resolve().parents[2] / "bbu/conversion"
 VALUES = st.lists(st.sampled_from(["1", "2e-5", "abc", "0.1", "true"]), min_size=1, max_size=4, unique=True)
@@ -21,7 +24,7 @@ VALUES = st.lists(st.sampled_from(["1", "2e-5", "abc", "0.1", "true"]), min_size
 
 @given(VALUES, VALUES)
 def test_every_combination_is_there_once(first: list[str], second: list[str]):
-    points = grid([f"llm_lr={','.join(first)}", f"seed={','.join(second)}"])
+    points = sweep_points([f"llm_lr={','.join(first)}", f"seed={','.join(second)}"])
     assert sorted(points) == sorted((f"llm_lr={a}", f"seed={b}") for a in first for b in second)
 
 
@@ -38,7 +41,7 @@ def test_every_combination_is_there_once(first: list[str], second: list[str]):
 )
 def test_what_is_no_axis_is_refused(axes: list[str], finding: str):
     with pytest.raises(ConfigError, match=finding):
-        grid(axes)
+        sweep_points(axes)
 
 
 def test_a_run_is_named_by_its_point():
@@ -46,14 +49,14 @@ def test_a_run_is_named_by_its_point():
     assert point_name("base", ("model_path=a/b",)) == "base.model_path-a_b"
 
 
-def request(*argv: str):
-    return request_of(parser().parse_intermixed_args([*argv, "--config", "smoke", "--cluster", "local"]))
+def request(*argv: str) -> Request:
+    return parse_request([*argv, "--config", "smoke", "--cluster", "local"])
 
 
 def test_each_point_trains_scores_and_is_compared():
-    asked = request("--sweep", "llm_lr=1e-6,5e-6", "--sweep", "seed=1,2")
-    profile, config = load_profile("local"), run_config(asked)
-    train, evaluate, compare = plan(asked, profile, config, facts_of(asked, profile, config))
+    sweep = request("--sweep", "llm_lr=1e-6,5e-6", "--sweep", "seed=1,2")
+    profile, config = load_profile("local"), load_request_config(sweep)
+    train, evaluate, compare = plan_jobs(sweep, profile, config, missing_inputs(sweep, profile, config))
     names = [command[command.index("--set") + 5] for command in train.commands]
     assert names[0] == "run_name=smoke.llm_lr-1e-6.seed-1" and len(set(names)) == len(train.commands) == 4
     assert [command[-1].rpartition("/")[2] for command in evaluate.commands] == [
@@ -64,30 +67,30 @@ def test_each_point_trains_scores_and_is_compared():
 
 
 def test_the_command_that_resumes_a_point_trains_that_point_alone():
-    asked = request("--sweep", "seed=1,2", "--nodes", "2")
-    again = asked.at(("seed=2",), "smoke").again()
-    config = load(request_of(parser().parse_args(again)))
+    sweep = request("--sweep", "seed=1,2", "--nodes", "2")
+    command = sweep.at_point(("seed=2",), "smoke").resume_command()
+    config = parse_request(command).load_config()
     assert (config.training.seed, config.infrastructure.run_name) == (2, "smoke.seed-2")
-    assert again[:3] == ("train", "--nodes", "2") and "--sweep" not in again
+    assert command[:3] == ("train", "--nodes", "2") and "--sweep" not in command
 
 
 def test_points_that_would_share_a_folder_are_refused():
     with pytest.raises(ConfigError, match="two runs would be called"):
-        run_config(request("--sweep", "data_root=a/b,a_b"))
+        load_request_config(request("--sweep", "data_root=a/b,a_b"))
 
 
 def test_a_pipeline_converts_once_so_what_the_conversion_reads_cannot_be_swept():
     with pytest.raises(ConfigError, match="a pipeline converts once"):
-        run_config(request("pipeline", "--sweep", "max_pixels=28224,56448"))
+        load_request_config(request("pipeline", "--sweep", "max_pixels=28224,56448"))
 
 
 def test_the_keys_that_the_conversion_reads_are_known():
     read = {key for key in OWNERS if any(f"config.{key}" in file.read_text() for file in CONVERSION.glob("*.py"))}
-    assert read | set(CONVERSION_FIELDS) <= set(CONVERSION_KEYS) | {"convert_processes"}
+    assert read | set(CONVERSION_FIELDS) <= set(_CONVERSION_KEYS) | {"convert_processes"}
 
 
 def test_a_list_is_one_value():
-    assert grid(["response_types=[object_type],[object_type,property]"]) == [
+    assert sweep_points(["response_types=[object_type],[object_type,property]"]) == [
         ("response_types=[object_type]",),
         ("response_types=[object_type,property]",),
     ]

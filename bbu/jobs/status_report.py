@@ -1,0 +1,117 @@
+"""Tables and JSON about runs, for `python -m bbu.status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bbu.config.read import read_yaml
+from bbu.errors import CheckpointError
+from bbu.evaluation.scores import Score, best_scores, latest_scores
+from bbu.jobs.queue import as_dict
+from bbu.jobs.run_status import RunView
+from bbu.logs import duration
+from bbu.run.checkpoints import verify_sizes
+from bbu.run.folder import RunFolder
+
+_NAME_KEYS = ("run_name",)
+"""Config keys that differ between all runs and say nothing about them."""
+
+Row = dict[str, str]
+"""One line of a table: its cells by the names of their columns."""
+
+
+def status_row(view: RunView) -> Row:
+    """One run's line in the table of `bbu.status`."""
+    status, checkpoint = view.status, _sound_checkpoint(view.run)
+    heartbeat = "-" if view.age is None else f"{duration(view.age)} ago" + (" STALE" if view.is_stale else "")
+    return {
+        "run": _short_name(view.run),
+        "state": view.state,
+        "step": "-" if status.step is None else f"{status.step}/{status.max_steps}",
+        "loss": _number(status.loss),
+        "samples/s": _number(status.samples_per_second),
+        "left": duration(status.seconds_left) if status.phase == "training" else "-",
+        "heartbeat": heartbeat,
+        "checkpoint": "-" if checkpoint is None else str(checkpoint),
+        "F1": ", ".join(f"{score.source} {score.f1:.3f}" for score in latest_scores(view.run)) or "-",
+        "requeues": str(view.restarts),
+        "evals": view.evals or "-",
+    }
+
+
+def status_details(view: RunView) -> str:
+    """One run's jobs, schedules and newest scores, a line each."""
+    lines = [f"{view.run.root}"]
+    lines += [f"  {job.name} {', '.join(job.ids) or '-'}: {job.text}" for job in view.jobs]
+    lines += [f"  evals {schedule.text} ({schedule.state})" for schedule in view.schedules]
+    lines += [f"  {score}" for score in latest_scores(view.run)]
+    return "\n".join(lines)
+
+
+def status_dict(view: RunView) -> dict[str, Any]:
+    """Everything about one run, for JSON."""
+    return {
+        "run": str(view.run.root),
+        "state": view.state,
+        "status": view.status.to_dict() if view.status.phase else {},
+        "heartbeat_age_s": view.age,
+        "stale": view.is_stale,
+        "checkpoint": _sound_checkpoint(view.run),
+        "scores": [vars(score) for score in latest_scores(view.run)],
+        "requeues": view.restarts,
+        "jobs": [
+            {"name": job.name, "ids": list(job.ids), "state": job.text, "elements": [as_dict(one) for one in job.jobs]}
+            for job in view.jobs
+        ],
+        "schedules": [vars(schedule) for schedule in view.schedules],
+    }
+
+
+def comparison_rows(views: Sequence[RunView]) -> list[Row]:
+    """Runs side by side, the best first: the settings in which they differ, their states and their best scores."""
+    configs = [read_yaml(view.run.config) if view.run.config.is_file() else {} for view in views]
+    keys = [key for key in _differing_keys(configs) if key not in _NAME_KEYS]
+    best = [best_scores(view.run) for view in views]
+    order = sorted(range(len(views)), key=lambda i: -max((score.f1 for score in best[i].values()), default=-1.0))
+    return [_comparison_row(views[i], configs[i], keys, best[i]) for i in order]
+
+
+def _comparison_row(view: RunView, config: Mapping[str, Any], keys: Sequence[str], best: Mapping[str, Score]) -> Row:
+    settings = {key: str(config.get(key, "-")) for key in keys}
+    scores = ", ".join(f"{score.source} {score.f1:.3f} (step {score.step})" for score in best.values())
+    return {
+        "run": _short_name(view.run),
+        **settings,
+        "state": view.state,
+        "step": "-" if view.status.step is None else str(view.status.step),
+        "loss": _number(view.status.loss),
+        "best F1": scores or "-",
+    }
+
+
+def _differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys whose values are not the same in all configs, in the order of the first; empty configs do not count."""
+    present = [config for config in configs if config]
+    if not present:
+        return []
+    first = present[0]
+    return [key for key in first if any(other.get(key) != first[key] for other in present)]
+
+
+def _sound_checkpoint(run: RunFolder) -> int | None:
+    """The last step whose checkpoint has all files in their full size; their bytes are verified at resume only."""
+    for step in reversed(run.steps()):
+        try:
+            return verify_sizes(run.checkpoint(step)).step
+        except CheckpointError:
+            continue
+    return None
+
+
+def _short_name(run: RunFolder) -> str:
+    return run.root.name.removeprefix("output-")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,64 @@
+"""`python -m bbu.status`: what it prints about run folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bbu.errors import CheckpointError
+from bbu.run.folder import RunFolder
+from bbu.run.status import write_status
+from bbu.status import main
+from tests.conftest import SlurmSays
+from tests.jobs.runs import TRAINING, squeue_text, write_score
+
+
+def test_a_training_run_is_told_with_its_pace(
+    run: RunFolder, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str]
+):
+    write_status(run, TRAINING)
+    slurm_says("squeue", squeue_text("7 RUNNING"))
+    assert main([]) == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.split() == ["a", "training,", "RUNNING", "30/120", "0.5123", "8.25", "1:02:05", "0:00:00", "ago", "-",
+                            "-", "1", "-"]  # fmt: skip
+
+
+def test_scores_checkpoints_and_jobs_are_there_for_a_script(
+    run: RunFolder, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str]
+):
+    slurm_says("squeue", squeue_text("7 RUNNING"))
+    write_score(run, 20, "answer", 0.4)
+    write_score(run, 30, "answer", 0.3)
+    run.checkpoint(30).mkdir()  # without a manifest: no sound one
+    main(["output-a", "--json"])
+    [told] = json.loads(capsys.readouterr().out)
+    assert told["scores"] == [{"step": 30, "source": "answer", "precision": 0.5, "recall": 0.5, "f1": 0.3}]
+    assert told["checkpoint"] is None and told["jobs"][0]["elements"][0]["state"] == "RUNNING"
+
+
+def test_compared_runs_show_where_they_differ_and_their_best_the_winner_first(
+    run: RunFolder, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    slurm_says("squeue", "")
+    other = RunFolder(tmp_path / "output-b").create()
+    other.config.write_text(yaml.safe_dump({"seed": 1, "llm_lr": 2e-5, "run_name": "b"}))
+    write_score(run, 10, "answer", 0.2)
+    write_score(other, 10, "answer", 0.9)
+    write_score(other, 20, "answer", 0.4)
+    main(["--compare", "--out", "sub/table.md"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "llm_lr", "state", "step", "loss", "best", "F1"]
+    assert lines[2].startswith("b") and "2e-05" in lines[2] and "answer 0.900 (step 10)" in lines[2]
+    assert (tmp_path / "sub/table.md").read_text().startswith("| run")
+
+
+def test_where_there_is_no_run_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no output-"):
+        main([])
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        main(["."])
