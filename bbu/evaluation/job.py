@@ -6,26 +6,24 @@ Torch-free: whoever calls says how to predict.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bbu.config.domains import TrainingConfig
-from bbu.errors import CheckpointError
 from bbu.evaluation.pending import METRICS, PREDICTIONS
 from bbu.evaluation.predictions import Prediction, drop_cut_line, dump_prediction, read_predictions
 from bbu.evaluation.report import evaluate, write_metrics
 from bbu.labels import LabelScheme
-from bbu.run.ledger import Claim, Ledger
+from bbu.run.lease import keep_alive
+from bbu.run.ledger import Ledger
 from bbu.schema import View
 
 Predict = Callable[[Sequence[View]], Iterable[Sequence[Prediction]]]
 """Takes the views still to do and yields predictions batch by batch."""
-RENEWALS = 4
-"""Renewals of a claim within its lease."""
+_HEARTBEATS = 4
+"""Heartbeats of a claim within its timeout: three may fail before another worker takes it."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,10 @@ def run_evaluation(
         claim = ledger.claim(work.key, {"step": work.step, **owner})
         if claim is None:
             return ledger.result(work.key)
-        with renewing(ledger, claim):
+        with keep_alive(claim.lease, ledger.lease_seconds / _HEARTBEATS) as lease:
             result = metrics_of(work, training, predict_rest(work, predict))
-        ledger.publish(claim, result)
+            lease.check()
+            ledger.publish(claim, result)
         result = ledger.result(work.key)
         assert result is not None
     if not (work.folder / METRICS).exists():
@@ -95,33 +94,3 @@ def predict_rest(work: Evaluation, predict: Predict) -> list[Prediction]:
             os.fsync(file.fileno())
             done |= {p.image: p for p in batch}
     return [done[view.images[0]] for view in work.views if view.images[0] in done]
-
-
-@contextmanager
-def renewing(ledger: Ledger, claim: Claim) -> Iterator[None]:
-    """Keep a claim alive for a block, and give it back if that fails. Raises CheckpointError if it was lost."""
-    over, lost = threading.Event(), threading.Event()
-
-    def renew() -> None:
-        while not over.wait(ledger.lease_seconds / RENEWALS):
-            try:
-                ledger.renew(claim)
-            except CheckpointError:
-                lost.set()
-                return
-            except OSError:  # a shared filesystem may stall for a while; the next renewal tries again
-                continue
-
-    thread = threading.Thread(target=renew, name="claim", daemon=True)
-    thread.start()
-    try:
-        yield
-    except BaseException:
-        if not lost.is_set():
-            ledger.release(claim)
-        raise
-    finally:
-        over.set()
-        thread.join()
-    if lost.is_set():
-        ledger.renew(claim)  # says what happened

@@ -1,7 +1,11 @@
-"""The lease that keeps a run folder to one trainer.
+"""Leases on a shared filesystem: one trainer for a run folder, one worker for an evaluation.
 
-A run folder is usually on a shared filesystem, so nothing here trusts local clocks or advisory locks: a lease is taken
-by link(2), and its age is judged by the filesystem's own clock.
+A lease is a series of files that share a prefix. Generation n is the file `{prefix}{n}`, and the process that made
+the highest one holds the lease. The holder touches its file as a heartbeat. To take over, a process links generation
+n+1, which only one can. Generations only grow, and nobody rewrites another's file: a holder that was taken for dead
+finds a higher generation at its next check, and stops.
+
+Nothing here trusts local clocks, advisory locks or cached attributes, none of which hosts share.
 """
 
 from __future__ import annotations
@@ -11,24 +15,128 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bbu.errors import CheckpointError
-from bbu.run.files import age_of, sync_folder, write_atomic
+from bbu.run.files import age_of, create_once
 from bbu.run.folder import RunFolder
+
+_LONG_AGO = (0.0, 0.0)
+"""Times of a file whose lease was given back: 1970, older than every timeout."""
+
+
+@dataclass(frozen=True)
+class LeaseFiles:
+    """Where the generations of one lease lie, and what its holder is told when it has lost it."""
+
+    folder: Path
+    """folder of the files; it must exist"""
+    prefix: str
+    """what the names of the generations begin with; the number follows"""
+    drafts: Path
+    """folder on the same filesystem for unfinished files; it must exist"""
+    lost: str
+    """message of the error for a holder that another process has taken the lease from"""
+
+    def path(self, generation: int) -> Path:
+        return self.folder / f"{self.prefix}{generation}"
+
+    def last_generation(self) -> int:
+        """The highest generation; 0 where the lease was never taken."""
+        names = (path.name for path in self.folder.iterdir() if path.name.startswith(self.prefix))
+        numbers = (name.removeprefix(self.prefix) for name in names)
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+    def take(self, generation: int, content: Mapping[str, Any]) -> Lease | None:
+        """Create a generation's file and so take the lease; None where another process was faster."""
+        lease = Lease(self, generation)
+        if not create_once(lease.path, json.dumps(content, ensure_ascii=False, allow_nan=False), self.drafts):
+            return None
+        if not lease.is_held():  # the number was free only because its file is history and was removed
+            lease.path.unlink()
+            return None
+        return lease
+
+
+class Lease:
+    """One generation of a lease, taken by this process."""
+
+    def __init__(self, files: LeaseFiles, generation: int) -> None:
+        self.files, self.generation = files, generation
+        self.path = files.path(generation)
+
+    def is_held(self) -> bool:
+        """Whether no other process has taken the lease since."""
+        return self.files.last_generation() == self.generation
+
+    def check(self) -> None:
+        """Raise CheckpointError if another process has taken the lease; call before anything is published."""
+        if not self.is_held():
+            raise CheckpointError(self.files.lost)
+
+    def heartbeat(self) -> None:
+        """Show that the holder lives; raises CheckpointError if it no longer holds."""
+        self.check()
+        os.utime(self.path)
+
+    def release(self) -> None:
+        """Give the lease back, so that the next need not wait for the timeout. The file stays as the last generation.
+
+        Does no harm after the lease was lost: it touches no file but its own.
+        """
+        with suppress(FileNotFoundError):
+            os.utime(self.path, _LONG_AGO)
+
+
+@contextmanager
+def keep_alive(lease: Lease, interval_s: float) -> Iterator[Lease]:
+    """Hold a lease for a block and give it back at the end.
+
+    A thread sends the heartbeats, because a training step or a batch of predictions may take longer than the timeout.
+    A lease lost meanwhile shows at `lease.check()`.
+
+    Args:
+        lease: a lease just taken.
+        interval_s: seconds between heartbeats, a fraction of the timeout.
+    """
+    done = threading.Event()
+    thread = threading.Thread(target=_send_heartbeats, args=(lease, done, interval_s), name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        done.set()
+        thread.join()
+        lease.release()
+
+
+def _send_heartbeats(lease: Lease, done: threading.Event, interval_s: float) -> None:
+    while not done.wait(interval_s):
+        try:
+            lease.heartbeat()
+        except CheckpointError:  # lost; the main thread finds out by its own check
+            return
+        except OSError:  # a shared filesystem may stall for a while; the next heartbeat tries again
+            continue
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease: a job and its restart, and the process behind it."""
+    """Who holds a run folder: a job and its restart, and the process behind it."""
 
     job_id: str
+    """Slurm's job id, `local` outside of Slurm"""
     restart_count: int
+    """how many times Slurm has requeued the job"""
     pid: int
+    """process id of rank 0"""
     started: str
+    """when that process started, in clock ticks since boot; tells it from a later one with the same pid"""
     place: str
+    """the set of process ids that `pid` belongs to: host, boot and pid namespace"""
 
     @classmethod
     def of_this_process(cls, environ: Mapping[str, str]) -> Owner:
@@ -38,100 +146,49 @@ class Owner:
         return cls(job_id, restarts, os.getpid(), _start_time(os.getpid()), _place())
 
     def is_succeeded_by(self, other: Owner) -> bool:
-        """Slurm starts a job again only once its former start is over."""
+        """Whether `other` is a later start of the same job: Slurm starts a job again only once it has ended."""
         same_job = self.job_id == other.job_id != "local"
         return same_job and other.restart_count > self.restart_count
 
     def is_dead_here(self) -> bool:
-        """Whether the process ran where we can see it, and is gone."""
+        """Whether the process ran where this one can see it, and is gone."""
         return self.place == _place() and _start_time(self.pid) != self.started
 
 
-def _place() -> str:
-    """Names one set of process ids: host, boot and pid namespace (a container may have its own).
+def take_run_lease(run: RunFolder, owner: Owner, timeout_s: float) -> Lease:
+    """Take the right to train in a run folder. One process per run calls this: rank 0.
 
-    Without /proc it is the host alone; start times are then all empty, so that nobody there is taken for dead.
+    The folder is free if nobody holds its lease, the holder gave it back, the holder is an earlier start of the same
+    job or a dead process of this host, or it sent no heartbeat for `timeout_s` seconds.
+
+    Raises:
+        CheckpointError: the folder is in use; the message names the holder.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():
-        return socket.gethostname()
-    return f"{socket.gethostname()} {boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    run.leases.mkdir(parents=True, exist_ok=True)
+    lost = f"{run.root}: another trainer took over this run; stopping here"
+    files = LeaseFiles(run.leases, "", run.leases, lost)
+    last = files.last_generation()
+    lease = None
+    with suppress(FileNotFoundError):  # the last generation was removed, by a process that was faster
+        if last:
+            _refuse_if_held(run, files.path(last), owner, timeout_s)
+        # `released` is for version 0.1, which sets it to true where `Lease.release` sets the times to 1970.
+        lease = files.take(last + 1, {"released": False, **asdict(owner)})
+    if lease is None:
+        raise CheckpointError(f"{run.root}: another trainer has just taken this run folder; use another run_name")
+    for old in range(1, last + 1):
+        files.path(old).unlink(missing_ok=True)
+    return lease
 
 
-def _start_time(pid: int) -> str:
-    """When a process started, in ticks since boot; empty if there is none. Tells a reused pid from its forerunner."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    state, *fields = stat.rpartition(")")[2].split()
-    return "" if state in "ZX" else fields[18]  # a zombie no longer writes
+@contextmanager
+def held_lease(run: RunFolder, owner: Owner, timeout_s: float, interval_s: float) -> Iterator[Lease]:
+    """Hold a run folder for a block, with a heartbeat every `interval_s` seconds.
 
-
-class Lease:
-    """The right to train in a run folder: generation n is the file `.lease/n`, and the highest one holds.
-
-    Taking over means linking generation n+1, which only one contender can. A holder that was taken for dead
-    finds a higher generation at its next `check` and must stop; no file of its is ever rewritten by others.
+    Raises CheckpointError if the folder is in use. A lease lost meanwhile shows at `lease.check()`.
     """
-
-    def __init__(self, folder: Path, generation: int, owner: Owner) -> None:
-        self.path = folder / str(generation)
-        self.generation = generation
-        self.owner = owner
-
-    @classmethod
-    def take(cls, run: RunFolder, owner: Owner, timeout_s: float) -> Lease:
-        """Take the lease, or raise CheckpointError naming the holder. One process per run: rank 0.
-
-        It is free if there was none, it was given back, its holder is an earlier start of the same job or a
-        dead process of this host, or it had no heartbeat for `timeout_s` seconds.
-        """
-        run.leases.mkdir(parents=True, exist_ok=True)
-        last = _last_generation(run.leases)
-        lease = cls(run.leases, last + 1, owner)
-        try:
-            if last:
-                _refuse_if_held(run, run.leases / str(last), owner, timeout_s)
-            lease._link()
-        except (FileNotFoundError, FileExistsError) as error:  # removed, or linked, by one who was faster
-            text = f"{run.root}: another trainer has just taken this run folder; use another run_name"
-            raise CheckpointError(text) from error
-        for old in range(1, last + 1):
-            (run.leases / str(old)).unlink(missing_ok=True)
-        return lease
-
-    def heartbeat(self) -> None:
-        """Say that the holder lives; raises CheckpointError if it no longer holds."""
-        self.check()
-        os.utime(self.path)
-
-    def check(self) -> None:
-        """Raise CheckpointError if another trainer has taken over; call before anything is published."""
-        if _last_generation(self.path.parent) != self.generation:
-            raise CheckpointError(f"{self.path.parent.parent}: another trainer took over this run; stopping here")
-
-    def release(self) -> None:
-        """Give the lease back. The file stays: generations only grow."""
-        if _last_generation(self.path.parent) == self.generation:
-            write_atomic(self.path, json.dumps({"released": True}))
-
-    def _link(self) -> None:
-        """Make the generation's file, complete from the start; raises FileExistsError if somebody was first."""
-        draft = self.path.parent / f".draft-{os.getpid()}-{socket.gethostname()}"
-        write_atomic(draft, json.dumps({"released": False, **asdict(self.owner)}))
-        try:
-            os.link(draft, self.path)
-        finally:
-            draft.unlink()
-        if _last_generation(self.path.parent) != self.generation:  # our number was free only because it is history
-            self.path.unlink()
-            raise FileExistsError(self.path)
-        sync_folder(self.path.parent)
-
-
-def _last_generation(folder: Path) -> int:
-    return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+    with keep_alive(take_run_lease(run, owner, timeout_s), interval_s) as lease:
+        yield lease
 
 
 def _refuse_if_held(run: RunFolder, path: Path, owner: Owner, timeout_s: float) -> None:
@@ -147,29 +204,22 @@ def _refuse_if_held(run: RunFolder, path: Path, owner: Owner, timeout_s: float) 
     )
 
 
-@contextmanager
-def held_lease(run: RunFolder, owner: Owner, timeout_s: float, interval_s: float) -> Iterator[Lease]:
-    """Hold the lease for a block, with a heartbeat from a thread every `interval_s` seconds (a step may be long).
+def _place() -> str:
+    """Name the set of process ids that this process sees: host, boot and pid namespace (a container may have its own).
 
-    Raises CheckpointError if the folder is in use. A lease lost meanwhile shows at `lease.check()`.
+    Without /proc it is the host alone; all start times are then empty, so that no process there is taken for dead.
     """
-    lease = Lease.take(run, owner, timeout_s)
-    done = threading.Event()
-    beating = threading.Thread(target=_beat, args=(lease, done, interval_s), name="lease", daemon=True)
-    beating.start()
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        return socket.gethostname()
+    return f"{socket.gethostname()} {boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+
+
+def _start_time(pid: int) -> str:
+    """When a process started, in clock ticks since boot; empty if there is none."""
     try:
-        yield lease
-    finally:
-        done.set()
-        beating.join()
-        lease.release()
-
-
-def _beat(lease: Lease, done: threading.Event, interval_s: float) -> None:
-    while not done.wait(interval_s):
-        try:
-            lease.heartbeat()
-        except CheckpointError:  # the main thread learns it from its own check
-            return
-        except OSError:  # a shared filesystem may stall for a while; the next beat tries again
-            continue
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    state, *fields = stat.rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]  # a zombie no longer writes; fields[18] is starttime (proc(5))

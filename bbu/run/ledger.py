@@ -1,37 +1,33 @@
-"""Who scores which checkpoint: executed at least once, published exactly once, for any number of workers.
+"""Which worker scores which checkpoint: executed at least once, published exactly once, for any number of workers.
 
-A folder on a shared filesystem, with no server and no lock held:
-- `claims/{key}.{n}` is the n-th lease on a job. `link(2)` makes it, so exactly one worker gets it. While its owner
-  renews it (mtime) nobody may take n+1; once it is stale, whoever links n+1 first goes on with the job.
-- `results/{key}.json` is linked from a finished, synced file if absent. A worker believed dead that comes back
-  can finish too, but then finds the result published and changes nothing.
-Ages are differences of mtimes that the filesystem itself gave, so clocks of the nodes need not agree.
+A folder on a shared filesystem, without a server and without locks:
+- `claims/{key}.{n}` are the generations of the lease on an evaluation (`bbu.run.lease`): while its owner sends
+  heartbeats nobody else may take it; once it is stale, whoever links the next generation first does the work.
+- `results/{key}.json` is created once, from a finished and synced file. A worker that was taken for dead and comes
+  back may finish too, but then finds the result published and changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bbu.errors import CheckpointError
-from bbu.run.files import sync_folder
-
-_RELEASED = 0.0
+from bbu.run.files import age_of, create_once
+from bbu.run.lease import Lease, LeaseFiles
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A lease on one job, won by this worker; `number` counts the leases the job has had, from 1."""
+    """The right to do one evaluation, won by this worker."""
 
     key: str
-    number: int
-    path: Path
+    """the evaluation's name in the ledger"""
+    lease: Lease
+    """keep it alive while the evaluation runs"""
 
 
 def evaluation_key(*, manifest_sha: str, eval_config: Mapping[str, Any], dataset_hash: str, code: str) -> str:
@@ -46,52 +42,43 @@ def evaluation_key(*, manifest_sha: str, eval_config: Mapping[str, Any], dataset
 
 
 class Ledger:
-    """Claims and results in `folder` (made where absent).
+    """Claims and results of evaluations.
 
-    lease_seconds: a claim not renewed for so long is taken to be dead; renew at a fraction of it.
+    Args:
+        folder: where they lie; made where absent.
+        lease_seconds: a claim without a heartbeat for so long is taken for abandoned.
     """
 
     def __init__(self, folder: Path, *, lease_seconds: float = 900.0) -> None:
         self.lease_seconds = lease_seconds
-        self._claims, self._results, self._tmp = (folder / name for name in ("claims", "results", "tmp"))
-        for path in (self._claims, self._results, self._tmp):
+        self._claims, self._results, self._drafts = (folder / name for name in ("claims", "results", "tmp"))
+        for path in (self._claims, self._results, self._drafts):
             path.mkdir(parents=True, exist_ok=True)
 
     def claim(self, key: str, owner: Mapping[str, Any]) -> Claim | None:
-        """Try to win the job `key`; None where it is published or somebody alive holds it.
+        """Try to win the evaluation `key`; None where it is published or a living worker holds it.
 
-        owner: what people and `held` shall read in the claim, such as checkpoint, job id and host.
+        owner: what people and `held` read in the claim, such as step, job id and host.
         """
         if self.result(key) is not None:
             return None
-        number = self._last_number(key)
-        if number and self._is_alive(self._claim_path(key, number)):
+        files = self._claim_files(key)
+        last = files.last_generation()
+        if last and self._is_alive(files.path(last)):
             return None
-        path = self._claim_path(key, number + 1)
-        if not self._link_if_absent(path, {"key": key, **owner}):
+        lease = files.take(last + 1, {"key": key, **owner})
+        if lease is None:
             return None
         if self.result(key) is not None:  # published between the first look and the link
-            os.utime(path, (_RELEASED, _RELEASED))
+            lease.release()
             return None
-        return Claim(key, number + 1, path)
-
-    def renew(self, claim: Claim) -> None:
-        """Say that the owner lives. Raises CheckpointError when the lease was lost to another worker."""
-        if self._last_number(claim.key) != claim.number:
-            raise CheckpointError(
-                f"{claim.path}: the lease ran out and another worker took the job; leave it to that worker, "
-                f"or give leases longer than {self.lease_seconds:g} s"
-            )
-        os.utime(claim.path)
-
-    def release(self, claim: Claim) -> None:
-        """Give an unfinished job back, so that the next worker need not wait for the lease to run out."""
-        os.utime(claim.path, (_RELEASED, _RELEASED))
+        return Claim(key, lease)
 
     def publish(self, claim: Claim, result: Mapping[str, Any]) -> bool:
         """Publish the result if none is; False where another worker's result stands (and stays)."""
-        published = self._link_if_absent(self._result_path(claim.key), result)
-        self.release(claim)
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+        published = create_once(self._result_path(claim.key), text, self._drafts)
+        claim.lease.release()
         return published
 
     def result(self, key: str) -> dict[str, Any] | None:
@@ -102,48 +89,21 @@ class Ledger:
             return None
 
     def held(self) -> list[dict[str, Any]]:
-        """What the owners of all living claims said of themselves: what a checkpoint rotation must spare."""
-        newest = {path.stem: path for path in sorted(self._claims.iterdir(), key=_number)}
+        """What the owners of all living claims wrote into them: what checkpoint rotation must spare."""
+        claims = (path for path in self._claims.iterdir() if path.suffix[1:].isdecimal())
+        newest = {path.stem: path for path in sorted(claims, key=lambda path: int(path.suffix[1:]))}
         alive = [p for key, p in newest.items() if not self._result_path(key).exists() and self._is_alive(p)]
         return [json.loads(path.read_text(encoding="utf-8")) for path in alive]
 
-    def _claim_path(self, key: str, number: int) -> Path:
-        return self._claims / f"{key}.{number}"
+    def _claim_files(self, key: str) -> LeaseFiles:
+        lost = (
+            f"{self._claims / key}: the claim ran out and another worker took the evaluation; leave it to that "
+            f"worker, or raise eval_claim_timeout_s ({self.lease_seconds:g} s)"
+        )
+        return LeaseFiles(self._claims, f"{key}.", self._drafts, lost)
 
     def _result_path(self, key: str) -> Path:
         return self._results / f"{key}.json"
 
-    def _last_number(self, key: str) -> int:
-        return max((_number(path) for path in self._claims.glob(f"{key}.*")), default=0)
-
     def _is_alive(self, claim: Path) -> bool:
-        probe = self._write_tmp({})
-        now = probe.stat().st_mtime
-        probe.unlink()
-        return now - claim.stat().st_mtime < self.lease_seconds
-
-    def _link_if_absent(self, path: Path, data: Mapping[str, Any]) -> bool:
-        source = self._write_tmp(data)
-        try:
-            os.link(source, path)
-        except FileExistsError:
-            # On NFS a reply may be lost and the retried call then says so though it was ours: two names tell.
-            if source.stat().st_nlink != 2:
-                return False
-        finally:
-            source.unlink()
-        sync_folder(path.parent)
-        return True
-
-    def _write_tmp(self, data: Mapping[str, Any]) -> Path:
-        path = self._tmp / uuid.uuid4().hex
-        with path.open("x", encoding="utf-8") as file:
-            json.dump(data, file, ensure_ascii=False, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.utime(path)  # the age of a claim counts from now, also when the sync took long
-        return path
-
-
-def _number(claim: Path) -> int:
-    return int(claim.suffix[1:])
+        return age_of(claim) < self.lease_seconds

@@ -28,6 +28,7 @@ from bbu.run.checkpoints import (
     verify,
 )
 from bbu.run.folder import RunFolder
+from tests.commands import ROOT
 
 ALONE = Ranks(0, 1, lambda: None)
 
@@ -200,32 +201,11 @@ def test_all_ranks_write_one_checkpoint_and_leave_only_when_it_is_published(run:
     assert {f"rng_state_{rank}.pth" for rank in range(4)} <= manifest.files.keys()
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from bbu.run.folder import RunFolder
-import bbu.run.checkpoints as c
-
-def stop(*_):
-    print("here", flush=True)
-    sys.stdin.read()
-
-if sys.argv[2] != "writing":
-    original = getattr(c, sys.argv[2])
-    setattr(c, sys.argv[2], stop)
-ranks = c.Ranks(0, 1, lambda: None)
-with c.publishing(RunFolder(Path(sys.argv[1])), 20, ranks, config_hash="", image_digest=None) as folder:
-    (folder / "model.safetensors").write_bytes(bytes(5000))
-    if sys.argv[2] == "writing":
-        stop()
-"""
-
-
-@pytest.mark.parametrize("where", ["writing", "sync_tree", "_seal", "write_atomic", "_publish"])
-def test_a_process_killed_in_the_middle_of_a_save_leaves_the_former_checkpoint(run: RunFolder, where: str):
+@pytest.mark.parametrize("stage", ["writing", "sync_tree", "_seal", "write_atomic", "_publish"])
+def test_a_process_killed_in_the_middle_of_a_save_leaves_the_former_checkpoint(run: RunFolder, stage: str):
     save(run, 10)
-    argv = [sys.executable, "-c", KILLED, str(run.root), where]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as saver:
+    argv = [sys.executable, "-m", "tests.run.killed_save", str(run.root), stage]
+    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as saver:
         assert saver.stdout is not None
         assert saver.stdout.readline() == "here\n"
         saver.kill()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bbu.errors import CheckpointError
+from bbu.run.lease import LeaseFiles
 from bbu.run.ledger import Ledger, evaluation_key
 
 KEYS = [f"{n:064x}" for n in range(8)]
@@ -42,9 +43,9 @@ def test_a_released_job_goes_to_the_next_worker_at_once(tmp_path):
     ledger = Ledger(tmp_path)
     first = ledger.claim(KEYS[0], {})
     assert first is not None
-    ledger.release(first)
+    first.lease.release()
     second = ledger.claim(KEYS[0], {})
-    assert second is not None and second.number == 2
+    assert second is not None and second.lease.generation == 2
 
 
 def test_held_names_living_claims_only(tmp_path):
@@ -52,7 +53,7 @@ def test_held_names_living_claims_only(tmp_path):
     claims = [ledger.claim(key, {"checkpoint": key[-1]}) for key in KEYS[:3]]
     assert claims[0] and claims[1]
     ledger.publish(claims[0], {})
-    ledger.release(claims[1])
+    claims[1].lease.release()
     assert [h["checkpoint"] for h in ledger.held()] == ["2"]
 
 
@@ -60,12 +61,12 @@ def test_a_worker_taken_for_dead_cannot_renew_and_cannot_publish_over_its_succes
     ledger = Ledger(tmp_path, lease_seconds=60)
     slow = ledger.claim(KEYS[0], {})
     assert slow is not None
-    ledger.renew(slow)
-    os.utime(slow.path, (time.time() - 61, time.time() - 61))
+    slow.lease.heartbeat()
+    os.utime(slow.lease.path, (time.time() - 61, time.time() - 61))
     quick = ledger.claim(KEYS[0], {})
     assert quick is not None
-    with pytest.raises(CheckpointError, match="another worker took the job"):
-        ledger.renew(slow)
+    with pytest.raises(CheckpointError, match="another worker took the evaluation"):
+        slow.lease.heartbeat()
     assert ledger.publish(quick, {"by": "quick"})
     assert not ledger.publish(slow, {"by": "slow"})
     assert ledger.result(KEYS[0]) == {"by": "quick"}
@@ -75,9 +76,9 @@ def test_a_result_published_while_claiming_leaves_nothing_to_do(tmp_path):
     class Overtaken(Ledger):
         """Between the first look at the results and the link, the owner publishes."""
 
-        def _last_number(self, key: str) -> int:
+        def _claim_files(self, key: str) -> LeaseFiles:
             assert owner.publish(held, {"f1": 1.0})
-            return super()._last_number(key)
+            return super()._claim_files(key)
 
     owner = Ledger(tmp_path)
     held = owner.claim(KEYS[0], {})
@@ -86,15 +87,15 @@ def test_a_result_published_while_claiming_leaves_nothing_to_do(tmp_path):
     assert owner.result(KEYS[0]) == {"f1": 1.0}
 
 
-def test_a_lost_reply_of_link_is_still_a_win(tmp_path, monkeypatch):
-    real = os.link
-
-    def link_but_say_exists(source: Path, target: Path) -> None:
-        real(source, target)
-        raise FileExistsError(target)
-
-    monkeypatch.setattr(os, "link", link_but_say_exists)
+def test_a_lost_reply_of_link_is_still_a_win(tmp_path, lost_link_replies):
     assert Ledger(tmp_path).claim(KEYS[0], {}) is not None
+
+
+def test_a_heartbeat_that_a_cached_stat_hides_is_seen(tmp_path, cached_stats):
+    ledger = Ledger(tmp_path)
+    assert ledger.claim(KEYS[0], {"step": 5}) is not None
+    assert ledger.claim(KEYS[0], {}) is None
+    assert [owner["step"] for owner in ledger.held()] == [5]
 
 
 def test_nothing_temporary_stays(tmp_path):
@@ -112,10 +113,10 @@ def work(folder: Path, worker: int, start: Any, log: Path) -> None:
             claim = ledger.claim(key, {"worker": worker})
             if claim is None:
                 continue
-            note(log, f"claim {key}.{claim.number}")
+            note(log, f"claim {key}.{claim.lease.generation}")
             if worker == 0:
                 os._exit(0)
-            if ledger.publish(claim, {"worker": worker, "number": claim.number}):
+            if ledger.publish(claim, {"worker": worker, "number": claim.lease.generation}):
                 note(log, f"publish {key}")
         time.sleep(0.02)
 
