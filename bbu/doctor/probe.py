@@ -1,13 +1,14 @@
-"""What `bbu.doctor` looks at on a compute node, from inside the container: one process per task, each with a report.
+"""What the doctor looks at on a compute node, from inside the container: one process for each task.
 
-The tasks share one folder. A report is written anew after every stage, so that whoever waits outside can tell
-where a task that hangs or dies has got to. All waiting is bounded.
+The tasks share one folder. A task writes its report anew after every stage, so that the login node sees how far a task
+came that hangs or dies. Every wait has a limit.
 """
 
 from __future__ import annotations
 
 import fcntl
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -18,261 +19,279 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from bbu.doctor.report import (
+    ALL_REDUCE,
+    DONE,
+    FILES,
+    SIGNAL,
+    BindFacts,
+    FileFacts,
+    NodeFacts,
+    Plan,
+    ReduceFacts,
+    StopFacts,
+    TaskReport,
+)
 from bbu.errors import PREEMPTED_EXIT_CODE, JobError
 from bbu.run.files import sync_folder, write_atomic
+from bbu.training.preemption import StopFlag, install_stop_handlers
 
-PLAN = "plan.json"
-FILES, ALL_REDUCE, SIGNAL, DONE = "files", "all-reduce", "signal", "done"
-"""What a task is at. SIGNAL: it waits for one; DONE: it got it, and could go on."""
-ROUNDS = 3
-POLL_S = 0.005
-LEAVING_S = 0.5
-"""For the others to leave their containers."""
-WRITE_BYTES = 4 << 20
-LATE_MODULES = ("sqlite3", "decimal", "xml.dom.minidom", "wave", "imaplib", "plistlib")
-"""Part of Python, used by nothing here: they must still be read from the image after a signal."""
-SIOCGIFADDR = 0x8915
-
-Facts = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the tasks are told by the file `plan.json` in their folder. patience_s bounds each wait for the others."""
-
-    token: str
-    gpus: int
-    network_interface: str | None
-    binds: list[str]
-    megabytes: int
-    patience_s: float
-
-    @classmethod
-    def read(cls, folder: Path) -> Plan:
-        return cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
-
-    def write(self, folder: Path) -> None:
-        write_atomic(folder / PLAN, json.dumps(asdict(self)))
+_ROUNDS = 3
+"""How often rank 0 replaces its file."""
+_POLL_S = 0.005
+_SETTLE_S = 0.5
+"""A process that serves the image is gone this long after the signal that ended it."""
+_LEAVING_S = 0.5
+"""Time for the other tasks to leave their containers."""
+_WRITE_BYTES = 4 << 20
+_LATE_MODULES = ("sqlite3", "decimal", "xml.dom.minidom", "wave", "imaplib", "plistlib")
+"""Modules of Python that nothing here uses: after a signal they must still be read from the image."""
+_SIOCGIFADDR = 0x8915
+"""The ioctl that returns an interface's IPv4 address; see netdevice(7)."""
 
 
-@dataclass(frozen=True)
-class Stops:
-    """The stop signal as the trainer sees it: the name of the one that came, or None."""
+def run_probe(folder: Path) -> int:
+    """Look at this node as one task of the doctor's job, and report.
 
-    received: Callable[[], str | None]
+    Returns:
+        1 if no stop signal came; else, on rank 0, the code of a job that saved its state; 0 on the other ranks.
+    """
+    flag = install_stop_handlers()
+    plan = Plan.read(folder)
+    if "RANK" not in os.environ:
+        raise JobError("RANK is not set: the container hides the variables of slurm/task.sh")
+    return _Probe(folder, plan, flag).run()
 
 
-class Probe:
+@dataclass
+class _Probe:
     """One task's look at its node."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
-        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.facts: Facts = {"rank": self.rank, "world": self.world}
+    folder: Path
+    """The folder that the tasks share."""
+    plan: Plan
+    """What the login node wrote for the tasks."""
+    flag: StopFlag
+    """Set by the stop signal, as the trainer has it."""
 
-    def tell(self, stage: str, facts: Mapping[str, Any]) -> None:
-        self.facts |= {"stage": stage, **facts}
-        write_atomic(report_path(self.folder, self.rank), json.dumps(self.facts))
+    def __post_init__(self) -> None:
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
-    def meet(self, name: str) -> bool:
+    def run(self) -> int:
+        """Go through all stages and write a report before each."""
+        report = TaskReport(self.rank, FILES, _node_facts(self.plan, os.environ))
+        report.write(self.folder)
+        report = replace(report, stage=ALL_REDUCE, files=self._file_facts())
+        report.write(self.folder)
+        report = replace(report, stage=SIGNAL, reduced=_reduce_facts(self.plan, self.folder, self.rank))
+        report.write(self.folder)
+        stop = self._stop_facts()
+        replace(report, stage=DONE if stop.signal else SIGNAL, stop=stop).write(self.folder)
+        return self._leave() if stop.signal else 1
+
+    def _leave(self) -> int:
+        """End rank 0 last and alone with a code: the first task with a code ends the others (--kill-on-bad-exit)."""
+        if self.rank:
+            self._arrive("end")
+            return 0
+        self._meet("end")
+        time.sleep(_LEAVING_S)
+        return PREEMPTED_EXIT_CODE
+
+    def _arrive(self, name: str) -> None:
+        self._arrival(name, self.rank).touch()
+
+    def _meet(self, name: str) -> bool:
         """Wait until all tasks are here; False if some did not come in time."""
-        (self.folder / f"at-{name}-{self.rank}").touch()
-        waiting = [self.folder / f"at-{name}-{rank}" for rank in range(self.world)]
-        return wait_until(lambda: all(path.exists() for path in waiting), self.plan.patience_s)
+        self._arrive(name)
+        arrivals = [self._arrival(name, rank) for rank in range(self.world_size)]
+        return _wait_until(lambda: all(path.exists() for path in arrivals), self.plan.patience_s)
 
-    def files(self) -> Facts:
-        """The shared filesystem, judged by what checkpoints, leases and the eval ledger need of it."""
-        facts: Facts = {"token": self.plan.token, "met": self.meet("files")}
-        if facts["met"]:
-            facts |= self.race() | self.replaced()
-        return facts | storage_facts(self.folder)
+    def _arrival(self, name: str, rank: int) -> Path:
+        return self.folder / f"at-{name}-{rank}"
 
-    def race(self) -> Facts:
-        """All tasks want one name: link(2) must give it to one of them."""
+    def _file_facts(self) -> FileFacts:
+        """Try the shared filesystem for what checkpoints, leases and the eval ledger need of it."""
+        met, won, link_error, visible_s, broken_reads = self._meet("files"), False, None, 0.0, []
+        if met:
+            won, link_error = self._race()
+        if met and self.world_size > 1:
+            visible_s, broken_reads = self._replace_file() if self.rank == 0 else self._read_replaced_file()
+        return FileFacts(
+            token=self.plan.token,
+            clock_ahead_s=clock_ahead_s(self.folder),
+            fsync_s=_durable_write_s(self.folder),
+            has_locks=_has_locks(self.folder),
+            free=shutil.disk_usage(self.folder).free,
+            met=met,
+            won=won,
+            link_error=link_error,
+            visible_s=visible_s,
+            broken_reads=broken_reads,
+        )
+
+    def _race(self) -> tuple[bool, str | None]:
+        """Compete with all tasks for one name, which link(2) must give to one of them.
+
+        Returns whether this task won, and why link(2) failed.
+        """
         draft = self.folder / f"draft-{self.rank}"
         draft.write_text(str(self.rank))
         try:
             os.link(draft, self.folder / "winner")
         except FileExistsError:
-            return {"won": False}
-        except OSError as error:  # a filesystem without hard links is one of the things looked for
-            return {"won": False, "link_error": str(error)}
-        return {"won": True}
+            return False, None
+        except OSError as error:  # finding a filesystem without hard links is a purpose of this
+            return False, str(error)
+        return True, None
 
-    def replaced(self) -> Facts:
-        """Rank 0 replaces a file again and again, and the others answer what they see; times are rank 0's alone."""
-        if self.world == 1:
-            return {}
-        if self.rank == 0:
-            return {"visible_s": max(self.ask(number) for number in range(1, ROUNDS + 1))}
-        broken: list[str] = []
-        for number in range(1, ROUNDS + 1):
-            if not wait_until(lambda number=number: self.sees("ping", number, broken), self.plan.patience_s):
-                broken.append(f"round {number} was not seen")
-                break
-            write_atomic(self.folder / f"pong-{self.rank}", json.dumps({"round": number}))
-        return {"broken_reads": broken}
+    def _replace_file(self) -> tuple[float, list[str]]:
+        """Rank 0: replace a file again and again.
 
-    def ask(self, number: int) -> float:
-        """Seconds until all others have seen a new file, and rank 0 has seen their answers."""
+        Returns the longest time until all others answered, in seconds, and no broken reads. All times are taken here,
+        so that no difference between the nodes' clocks enters.
+        """
+        return max(self._replace_once(number) for number in range(1, _ROUNDS + 1)), []
+
+    def _replace_once(self, number: int) -> float:
+        """Seconds until all others have seen a new file and rank 0 has seen their answers."""
+        # The filler makes the file long enough for an incomplete one to be noticed.
         write_atomic(self.folder / "ping", json.dumps({"round": number, "filler": "x" * 4096}))
-        start, broken = time.monotonic(), []
-        names = [f"pong-{rank}" for rank in range(1, self.world)]
-        wait_until(lambda: all(self.sees(name, number, broken) for name in names), self.plan.patience_s)
+        start, broken_reads = time.monotonic(), []
+        names = [f"pong-{rank}" for rank in range(1, self.world_size)]
+        _wait_until(lambda: all(self._sees(name, number, broken_reads) for name in names), self.plan.patience_s)
         return time.monotonic() - start
 
-    def sees(self, name: str, number: int, broken: list[str]) -> bool:
-        """Whether the file says this round or a later one. A replaced file must never be missing or half there."""
+    def _read_replaced_file(self) -> tuple[float, list[str]]:
+        """Other ranks: answer each round of rank 0's file. Returns no time, and what was wrong with the reads."""
+        broken_reads: list[str] = []
+        for number in range(1, _ROUNDS + 1):
+            if not _wait_until(lambda number=number: self._sees("ping", number, broken_reads), self.plan.patience_s):
+                broken_reads.append(f"round {number} was not seen")
+                break
+            write_atomic(self.folder / f"pong-{self.rank}", json.dumps({"round": number}))
+        return 0.0, broken_reads
+
+    def _sees(self, name: str, number: int, broken_reads: list[str]) -> bool:
+        """Whether the file holds this round or a later one. A replaced file must never be missing or incomplete."""
         try:
             return json.loads((self.folder / name).read_text())["round"] >= number
         except FileNotFoundError:
             if number > 1:
-                broken.append(f"{name} was missing while it was replaced")
+                broken_reads.append(f"{name} was missing while it was replaced")
         except (OSError, ValueError) as error:  # a stale handle, a part of the text
-            broken.append(f"{name}: {error}")
+            broken_reads.append(f"{name}: {error}")
         return False
 
-    def signalled(self, stops: Stops) -> Facts:
-        """Wait for the stop signal; then Python must go on, and the image must still be there."""
-        if not wait_until(lambda: stops.received() is not None, self.plan.patience_s):
-            return {"signal": None}
-        time.sleep(0.5)  # a server of the image that the signal reached is gone by now
-        return {"signal": stops.received(), "image_error": image_error()}
+    def _stop_facts(self) -> StopFacts:
+        """Wait for the stop signal; after it Python must run on, and the image must still be there."""
+        if not _wait_until(lambda: self.flag.is_set, self.plan.patience_s):
+            return StopFacts(None)
+        time.sleep(_SETTLE_S)
+        return StopFacts(self.flag.received.name if self.flag.received else None, _image_error())
 
 
-def run_probe(folder: Path, stops: Stops, reduce: Callable[[Plan, Path], Facts]) -> int:
-    """Look at the node and report. Returns 1 if no signal came, else rank 0 that of a job that saved its state.
-
-    `reduce` sums a tensor over all tasks and looks at the GPUs: it needs torch, which this room has not.
-    """
-    plan = Plan.read(folder)
-    if "RANK" not in os.environ:
-        raise JobError("RANK is not set: the container hides the variables of slurm/task.sh")
-    probe = Probe(folder, plan)
-    probe.tell(FILES, node_facts(plan, os.environ))
-    probe.tell(ALL_REDUCE, probe.files())
-    probe.tell(SIGNAL, {"reduce": reduce(plan, folder)})
-    ended = probe.signalled(stops)
-    probe.tell(DONE if ended["signal"] else SIGNAL, ended)
-    if not ended["signal"]:
-        return 1
-    # Whoever leaves with a code first ends the others (srun's --kill-on-bad-exit), so that is one task, at the end.
-    if probe.rank:
-        (folder / f"at-end-{probe.rank}").touch()
-        return 0
-    probe.meet("end")
-    time.sleep(LEAVING_S)
-    return PREEMPTED_EXIT_CODE
-
-
-def report_path(folder: Path, rank: int) -> Path:
-    return folder / f"rank-{rank}.json"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(POLL_S)
+        time.sleep(_POLL_S)
     return True
 
 
-def node_facts(plan: Plan, environ: Mapping[str, str]) -> Facts:
-    """What stands on this node, before any other task is needed."""
-    return {
-        "node": environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        "job": environ.get("SLURM_JOB_ID"),
-        "step": environ.get("SLURM_STEP_ID"),
-        "restarts": environ.get("SLURM_RESTART_COUNT"),
-        "in_container": bool(environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER")),
-        "user_site": bool(site.ENABLE_USER_SITE),
-        "code": str(Path(__file__).resolve().parents[2]),
-        "cwd": os.path.realpath("."),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_mb": memory_mb(Path("/proc/meminfo").read_text()),
-        "limit_mb": memory_limit_mb(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")),
-        "shm_free": shutil.disk_usage("/dev/shm").free,
-        "temporary": temporary_facts(),
-        "binds": [bind_facts(bind) for bind in plan.binds],
-        "driver": driver_version(),
-        "interfaces": interfaces(),
-        "own_address": own_address(),
-    }
+def _reduce_facts(plan: Plan, folder: Path, rank: int) -> ReduceFacts:
+    """Sum over all tasks, and keep what NCCL logs about its transport."""
+    if importlib.util.find_spec("torch") is None:
+        return ReduceFacts(torch=None)
+    log = folder / f"nccl-{rank}.log"
+    os.environ.update(NCCL_DEBUG="INFO", NCCL_DEBUG_SUBSYS="INIT,NET,GRAPH", NCCL_DEBUG_FILE=str(log))
+    from bbu.doctor.collective import reduce_facts
+
+    facts = reduce_facts(plan.megabytes, plan.gpus > 0, plan.patience_s)
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    transport = [line for line in lines if " via " in line or "NET/" in line or "network" in line]
+    return replace(facts, log="\n".join(transport))
 
 
-def memory_mb(meminfo: str) -> int:
+def _node_facts(plan: Plan, environ: Mapping[str, str]) -> NodeFacts:
+    """Look at this node, before any other task is needed."""
+    temporary = tempfile.gettempdir()
+    return NodeFacts(
+        name=environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        job_id=environ.get("SLURM_JOB_ID"),
+        step_id=environ.get("SLURM_STEP_ID"),
+        in_container=bool(environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER")),
+        user_site=bool(site.ENABLE_USER_SITE),
+        code=str(Path(__file__).resolve().parents[2]),
+        current_folder=os.path.realpath("."),
+        cpus=len(os.sched_getaffinity(0)),
+        memory_mb=_memory_mb(Path("/proc/meminfo").read_text()),
+        memory_limit_mb=_memory_limit_mb(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")),
+        shm_free=shutil.disk_usage("/dev/shm").free,
+        temporary_folder=temporary,
+        temporary_free=shutil.disk_usage(temporary).free,
+        binds=[_bind_facts(bind) for bind in plan.binds],
+        driver=_driver_version(),
+        interfaces=_interfaces(),
+        host_address=_host_address(),
+    )
+
+
+def _memory_mb(meminfo: str) -> int:
     total = re.search(r"MemTotal:\s+(\d+) kB", meminfo)
     return int(total[1]) // 1024 if total else 0
 
 
-def memory_limit_mb(cgroup: str, root: Path) -> int | None:
-    """The narrowest limit on this process's control groups (version 2), None where there is none or none is told."""
-    own = re.search(r"(?m)^0::/(.*)$", cgroup)
-    folders = [root / own[1], *(root / own[1]).parents] if own else []
+def _memory_limit_mb(cgroup: str, root: Path) -> int | None:
+    """The narrowest limit on this process's control groups (version 2); None where none is set or visible."""
+    group = re.search(r"(?m)^0::/(.*)$", cgroup)
+    folders = [root / group[1], *(root / group[1]).parents] if group else []
     files = [folder / "memory.max" for folder in folders if folder.is_relative_to(root)]
     limits = [int(text) for file in files if file.is_file() and (text := file.read_text().strip()).isdigit()]
     return min(limits) >> 20 if limits else None
 
 
-def temporary_facts() -> Facts:
-    """Where temporary files go (`scratch` of the profile sets it), and its free space."""
-    folder = tempfile.gettempdir()
-    return {"folder": folder, "free": shutil.disk_usage(folder).free}
-
-
-def bind_facts(bind: str) -> Facts:
-    """`/from`, `/from:/to`, `/from:/to:ro`: how it looks inside."""
+def _bind_facts(bind: str) -> BindFacts:
     source, *rest = bind.split(":")
     inside = rest[0] if rest and rest[0] else source
-    return {"bind": bind, "readable": os.access(inside, os.R_OK | os.X_OK), "writable": os.access(inside, os.W_OK)}
+    return BindFacts(bind, readable=os.access(inside, os.R_OK | os.X_OK), writable=os.access(inside, os.W_OK))
 
 
-def driver_version() -> str | None:
-    """Of NVIDIA's kernel module; None where there is none."""
+def _driver_version() -> str | None:
     path = Path("/proc/driver/nvidia/version")
-    found = re.search(r"(\d{3,}\.\d+(?:\.\d+)?)", path.read_text()) if path.exists() else None
-    return found[1] if found else None
+    version = re.search(r"(\d{3,}\.\d+(?:\.\d+)?)", path.read_text()) if path.exists() else None
+    return version[1] if version else None
 
 
-def interfaces() -> dict[str, str]:
-    """The network interfaces and their IPv4 addresses; empty where one has none."""
-    return {name: address_of(name) for _, name in socket.if_nameindex()}
+def _interfaces() -> dict[str, str]:
+    return {name: _interface_address(name) for _, name in socket.if_nameindex()}
 
 
-def address_of(name: str) -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+def _interface_address(name: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         try:
-            answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            answer = fcntl.ioctl(handle.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
         except OSError:  # down, or IPv6 alone
             return ""
     return socket.inet_ntoa(answer[20:24])
 
 
-def own_address() -> str:
-    """What this host's name means to itself: where gloo listens if no interface is stated."""
+def _host_address() -> str:
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
         return ""
 
 
-def storage_facts(folder: Path) -> Facts:
-    """The shared folder as this node sees it: clock, durable writes, locks, space."""
-    return {
-        "clock_ahead_s": clock_ahead(folder),
-        "fsync_s": durable_write_s(folder),
-        "flock": locks(folder),
-        "free": shutil.disk_usage(folder).free,
-    }
+def clock_ahead_s(folder: Path) -> float:
+    """Return how far this machine's clock is ahead of the filesystem's, in seconds; 0 where they cannot be told apart.
 
-
-def clock_ahead(folder: Path) -> float:
-    """How far this machine's clock is ahead of the filesystem's own, in seconds; 0 where no difference can be told."""
+    The filesystem stamps a file between two readings of the own clock.
+    """
     with tempfile.TemporaryFile(dir=folder) as file:
         before = time.time()
         file.write(b"now")
@@ -282,18 +301,18 @@ def clock_ahead(folder: Path) -> float:
     return max(0.0, before - written) or min(0.0, after - written)
 
 
-def durable_write_s(folder: Path) -> float:
-    """Seconds to write 4 MB so that they outlive a crash, file and name."""
+def _durable_write_s(folder: Path) -> float:
+    """Seconds to write 4 MB so that file and name survive a crash."""
     start = time.monotonic()
     with tempfile.NamedTemporaryFile(dir=folder) as file:
-        file.write(os.urandom(WRITE_BYTES))
+        file.write(os.urandom(_WRITE_BYTES))
         file.flush()
         os.fsync(file.fileno())
         sync_folder(folder)
     return time.monotonic() - start
 
 
-def locks(folder: Path) -> bool:
+def _has_locks(folder: Path) -> bool:
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -302,10 +321,10 @@ def locks(folder: Path) -> bool:
     return True
 
 
-def image_error() -> str | None:
+def _image_error() -> str | None:
     """Why Python's own files cannot be read any more; None if they can."""
     try:
-        for name in LATE_MODULES:
+        for name in _LATE_MODULES:
             importlib.import_module(name)
         for path in sorted(Path(os.__file__).parent.glob("*.py")):
             path.read_bytes()

@@ -1,4 +1,7 @@
-"""Is Slurm ready for this project? Checks of its answers, each given as text, so that a test can bring any site's."""
+"""Is Slurm ready for this project? The doctor's checks of Slurm's settings, partitions, nodes and accounts.
+
+Every check takes Slurm's answers as text, so that a test can bring any site's.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +10,69 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from bbu.doctor.findings import Call, Finding, failure, ok, warning
+from bbu.doctor.findings import FAILURE, Call, Finding, failure, ok, warning
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.queue import DEFAULT_MAX_ARRAY, config_of, one_line
 from bbu.jobs.schedule import scrontab_enabled
 from bbu.jobs.slurm import sbatch_options
 from bbu.jobs.spec import Resources
 
-REQUIRED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
-OLDEST = (20, 11)
-TIME_TO_SAVE_S = 30
-"""Below this, a checkpoint of some gigabytes is hardly written."""
-OUT_OF_SERVICE = re.compile(r"DOWN|DRAIN|FAIL|MAINT|ERROR|UNKNOWN|FUTURE|NOT_RESPONDING|REBOOT|BLOCKED|\*$")
+_COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
+_OLDEST_SLURM = (20, 11)
+_TIME_TO_SAVE_S = 30
+"""In less time a checkpoint of several gigabytes is hardly written."""
+_FORGETS_SOON_S = 60
+"""A MinJobAge below this is gone before a person has looked; Slurm's default is 300 s."""
+_CRED_EXPIRE_S = 120
+"""Slurm's default for cred_expire in AuthInfo: a requeued job waits until the credential of its last run expires."""
+_OUT_OF_SERVICE = re.compile(r"DOWN|DRAIN|FAIL|MAINT|ERROR|UNKNOWN|FUTURE|NOT_RESPONDING|REBOOT|BLOCKED|\*$")
+"""States of a node that takes no job; a trailing * says that it does not respond."""
+
 Which = Callable[[str], str | None]
+"""Finds a program, as shutil.which does."""
 Records = list[dict[str, str]]
+"""Partitions or nodes: the fields of each by Slurm's name."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of job of the profile (train, convert, eval), and how many nodes and tasks per node it takes."""
+class JobKind:
+    """One kind of job of the profile, at the size in which it runs."""
 
     name: str
-    asked: Resources
+    """train, convert or eval: the profile's key."""
+    resources: Resources
+    """What the profile requests for it."""
     nodes: int
-
-    @property
-    def tasks_per_node(self) -> int:
-        return self.asked.tasks_per_node
-
-    @property
-    def memory_mb(self) -> float:
-        """What it wants of one node; 0 where the profile leaves that to the site."""
-        match = re.fullmatch(r"(\d+)([MGT])(?: per (cpu|gpu))?", self.asked.memory or "")
-        if not match:
-            return 0
-        units = {"cpu": self.tasks_per_node * self.asked.cpus_per_task, "gpu": self.asked.gpus_per_node}
-        return int(match[1]) * {"M": 1, "G": 1024, "T": 1024**2}[match[2]] * units.get(match[3], 1)
+    """Number of nodes."""
 
 
-def kinds_of(profile: ClusterProfile, nodes: int) -> list[Kind]:
-    return [Kind("train", profile.train, nodes), Kind("convert", profile.convert, 1), Kind("eval", profile.eval, 1)]
+def job_kinds(profile: ClusterProfile, nodes: int) -> list[JobKind]:
+    """Return the profile's kinds of job; only training takes more than one node."""
+    return [
+        JobKind("train", profile.train, nodes),
+        JobKind("convert", profile.convert, 1),
+        JobKind("eval", profile.eval, 1),
+    ]
 
 
 def slurm_findings(
     profile: ClusterProfile, nodes: int, user: str, call: Call, which: Which = shutil.which
 ) -> Iterator[Finding]:
-    """Everything about Slurm that can be asked without running a job."""
-    missing = [name for name in REQUIRED if which(name) is None]
+    """Check everything about Slurm that a query can answer, without a job.
+
+    Args:
+        profile: the cluster profile.
+        nodes: nodes that a training job takes.
+        user: the name under which accounting knows the caller.
+        call: runs a command.
+        which: finds a program.
+    """
+    missing = [name for name in _COMMANDS if which(name) is None]
     if missing:
         remedy = "load Slurm (such as module load slurm), go to a login node of the cluster, or use --cluster local"
         yield failure(f"Slurm's commands are not on PATH: {', '.join(missing)}", remedy)
         return
-    yield version_finding(call(["sbatch", "--version"])[1])
+    yield _version_finding(call(["sbatch", "--version"])[1])
     code, text, error = call(["scontrol", "show", "config"])
     if code:
         remedy = "ask whether Slurm is down for maintenance; until it answers, nothing can be submitted"
@@ -66,87 +80,92 @@ def slurm_findings(
         return
     config = config_of(text)
     yield ok(f"the controller of cluster {config.get('ClusterName', '?')} answers")
-    partitions = records(call(["scontrol", "show", "partition", "-o"])[1])
-    members = records(call(["scontrol", "show", "node", "-o"])[1])
-    yield from setting_findings(profile, config, which)
-    yield preemption_finding(config, chosen(profile.train.partition, partitions))
-    for kind in kinds_of(profile, nodes):
-        found = [*partition_findings(kind, partitions), *node_findings(kind, partitions, members)]
-        found += account_findings(kind.asked, config, user, call) if kind.asked.account or kind.asked.qos else []
-        yield from (Finding(each.status, f"{kind.name}: {each.what}", each.remedy) for each in found)
-        if not any(each.status == "failure" for each in found):
-            yield test_finding(kind, profile.gpu_request, call)
+    partitions = _read_records(call(["scontrol", "show", "partition", "-o"])[1])
+    members = _read_records(call(["scontrol", "show", "node", "-o"])[1])
+    yield from _setting_findings(profile, config, which)
+    yield _preemption_finding(config, _chosen_partitions(profile.train.partition, partitions))
+    for kind in job_kinds(profile, nodes):
+        findings = [*_partition_findings(kind, partitions), *_capacity_findings(kind, partitions, members)]
+        if kind.resources.account or kind.resources.qos:
+            findings += _account_findings(kind.resources, config, user, call)
+        yield from (Finding(each.status, f"{kind.name}: {each.what}", each.remedy) for each in findings)
+        if not any(each.status == FAILURE for each in findings):
+            yield _submission_finding(kind, profile.gpu_request, call)
 
 
-def version_finding(text: str) -> Finding:
+def _version_finding(text: str) -> Finding:
     number = re.search(r"(\d+)\.(\d+)", text)
-    if number and (int(number[1]), int(number[2])) < OLDEST:
-        oldest = f"{OLDEST[0]}.{OLDEST[1]}"
+    if number and (int(number[1]), int(number[2])) < _OLDEST_SLURM:
+        oldest = f"{_OLDEST_SLURM[0]}.{_OLDEST_SLURM[1]}"
         return failure(f"{one_line(text)} is older than {oldest}", f"ask for Slurm {oldest} or newer")
     return ok(one_line(text))
 
 
-def records(text: str) -> Records:
-    """Lines of `scontrol show partition|node -o`; of a value with blanks the first word is kept, a reason whole."""
-    found = []
+def _read_records(text: str) -> Records:
+    """Read `scontrol show partition -o` or `scontrol show node -o`: one record a line.
+
+    Of a value with blanks the first word counts, except for a reason, which is read to its end.
+    """
+    records = []
     for line in text.splitlines():
         fields = dict(re.findall(r"(\w+)=(\S*)", line))
         if reason := re.search(r" Reason=(.*?)(?: \[|$)", line):
             fields["Reason"] = reason[1]
         if fields:
-            found.append(fields)
-    return found
+            records.append(fields)
+    return records
 
 
-def value(config: Mapping[str, str], name: str) -> str:
-    """A setting; empty where Slurm says that there is none: `(null)`, `none`, `preempt/none`."""
+def _setting(config: Mapping[str, str], name: str) -> str:
+    """Return a setting; empty where Slurm says that there is none: `(null)`, `none`, `preempt/none`."""
     text = config.get(name, "")
     return "" if text in ("(null)", "none", "N/A") or text.endswith("/none") else text
 
 
-def seconds(config: Mapping[str, str], name: str) -> int:
+def _setting_s(config: Mapping[str, str], name: str) -> int:
+    """Return a setting such as `30 sec` in seconds."""
     number = re.match(r"\d+", config.get(name, ""))
     return int(number[0]) if number else 0
 
 
-def setting_findings(profile: ClusterProfile, config: Mapping[str, str], which: Which) -> Iterator[Finding]:
-    yield requeue_finding(config)
-    yield kill_wait_finding(config, profile.signal_seconds)
-    yield array_finding(profile, config)
-    yield schedule_finding(profile, config, which)
-    yield accounting_finding(config, which)
-    yield tracking_finding(config)
+def _setting_findings(profile: ClusterProfile, config: Mapping[str, str], which: Which) -> Iterator[Finding]:
+    yield _requeue_finding(config)
+    yield _kill_wait_finding(config, profile.signal_seconds)
+    yield _array_finding(profile, config)
+    yield _schedule_finding(profile, config, which)
+    yield _accounting_finding(config, which)
+    yield _tracking_finding(config)
 
 
-def requeue_finding(config: Mapping[str, str]) -> Finding:
-    """bbu asks with --requeue, which goes before the site's JobRequeue."""
-    default = "also by default" if config.get("JobRequeue") == "1" else "because bbu asks for it (JobRequeue=0)"
+def _requeue_finding(config: Mapping[str, str]) -> Finding:
+    """Jobs are submitted with --requeue, which overrides the site's JobRequeue."""
+    default = "also by default" if config.get("JobRequeue") == "1" else "because bbu requests it (JobRequeue=0)"
     expiry = re.search(r"cred_expire=(\d+)", config.get("AuthInfo", ""))
-    wait = int(expiry[1]) if expiry else 120
-    return ok(f"a stopped job can go back into the queue, {default}; it starts again after {wait} s at the earliest")
+    wait = int(expiry[1]) if expiry else _CRED_EXPIRE_S
+    return ok(f"a stopped job can be requeued, {default}; it starts again after {wait} s at the earliest")
 
 
-def kill_wait_finding(config: Mapping[str, str], signal_seconds: int) -> Finding:
-    left, over = seconds(config, "KillWait"), config.get("OverTimeLimit", "0 min")
-    if left >= TIME_TO_SAVE_S:
+def _kill_wait_finding(config: Mapping[str, str], signal_seconds: int) -> Finding:
+    left, over = _setting_s(config, "KillWait"), config.get("OverTimeLimit", "0 min")
+    if left >= _TIME_TO_SAVE_S:
         return ok(f"a job that is cancelled has {left} s to save (KillWait); time over its limit: {over}")
     return warning(
         f"a job that is cancelled, or preempted without grace, has only {left} s to save (KillWait)",
-        f"save often (save_steps); the administrators can set KillWait={TIME_TO_SAVE_S} or more. A time limit is no "
-        f"danger: jobs are told to save {signal_seconds} s before it (signal_seconds)",
+        f"save often (save_steps); the administrators can set KillWait={_TIME_TO_SAVE_S} or more. A time limit is no "
+        f"danger: jobs get the signal to save {signal_seconds} s before it (signal_seconds)",
     )
 
 
-def array_finding(profile: ClusterProfile, config: Mapping[str, str]) -> Finding:
-    most, wanted = int(config.get("MaxArraySize") or DEFAULT_MAX_ARRAY), profile.convert_tasks
-    if most == 0 and wanted > 1:
+def _array_finding(profile: ClusterProfile, config: Mapping[str, str]) -> Finding:
+    most, tasks = int(config.get("MaxArraySize") or DEFAULT_MAX_ARRAY), profile.convert_tasks
+    if most == 0 and tasks > 1:
         return failure("this site allows no job arrays (MaxArraySize=0)", "state convert_tasks: 1")
-    if wanted <= most:
-        return ok(f"the {wanted} conversion tasks fit into one job array (at most {most})")
-    return ok(f"the {wanted} conversion tasks go into {-(-wanted // most)} job arrays (at most {most} in one)")
+    if tasks <= most:
+        return ok(f"the {tasks} conversion tasks fit into one job array (at most {most})")
+    return ok(f"the {tasks} conversion tasks go into {-(-tasks // most)} job arrays (at most {most} in one)")
 
 
-def schedule_finding(profile: ClusterProfile, config: Mapping[str, str], which: Which) -> Finding:
+def _schedule_finding(profile: ClusterProfile, config: Mapping[str, str], which: Which) -> Finding:
     enabled = scrontab_enabled(config)
     if enabled and which("scrontab"):
         return ok("evals can be scheduled by scrontab")
@@ -156,18 +175,18 @@ def schedule_finding(profile: ClusterProfile, config: Mapping[str, str], which: 
     return ok(f"no scrontab ({why}): scheduled evals are kept by a job that submits itself again")
 
 
-def accounting_finding(config: Mapping[str, str], which: Which) -> Finding:
-    """All of the project works without; one only knows less about what ended long ago."""
-    kept = seconds(config, "MinJobAge")
-    if value(config, "AccountingStorageType") and which("sacct"):
+def _accounting_finding(config: Mapping[str, str], which: Which) -> Finding:
+    """Everything works without accounting; only jobs that ended long ago are unknown then."""
+    remembered_s = _setting_s(config, "MinJobAge")
+    if _setting(config, "AccountingStorageType") and which("sacct"):
         return ok("accounting is on: sacct knows how jobs ended")
-    told = f"no accounting: Slurm forgets how a job ended after {kept} s (MinJobAge)"
-    if kept and kept < 60:
-        return warning(told, "rely on the run folder's status.json, or ask for MinJobAge=300")
-    return ok(f"{told}; the run folder remembers")
+    text = f"no accounting: Slurm forgets how a job ended after {remembered_s} s (MinJobAge)"
+    if remembered_s and remembered_s < _FORGETS_SOON_S:
+        return warning(text, "rely on the run folder's status.json, or ask for MinJobAge=300")
+    return ok(f"{text}; the run folder remembers")
 
 
-def tracking_finding(config: Mapping[str, str]) -> Finding:
+def _tracking_finding(config: Mapping[str, str]) -> Finding:
     tracker = config.get("ProctrackType", "")
     if tracker == "proctrack/cgroup":
         return ok("Slurm ends all processes of a job (proctrack/cgroup)")
@@ -177,28 +196,28 @@ def tracking_finding(config: Mapping[str, str]) -> Finding:
     )
 
 
-def preemption_finding(config: Mapping[str, str], partitions: Records) -> Finding:
-    """How a training job is told to make way, and how long it has."""
+def _preemption_finding(config: Mapping[str, str], partitions: Records) -> Finding:
+    """How Slurm preempts a training job, and how long the job has to save."""
     modes = {each.get("PreemptMode", "OFF") for each in partitions} or {"OFF"}
-    by_qos = value(config, "PreemptType") == "preempt/qos"
-    if not value(config, "PreemptType") or (modes == {"OFF"} and not by_qos):
+    by_qos = _setting(config, "PreemptType") == "preempt/qos"
+    if not _setting(config, "PreemptType") or (modes == {"OFF"} and not by_qos):
         return ok("training jobs are not preempted in this partition")
     signal = "USR2" if "send_user_signal" in config.get("PreemptParameters", "") else "TERM"
-    graces = [duration_s(each.get("GraceTime", "0")) or 0 for each in partitions]
-    left = max(min(graces, default=0), seconds(config, "KillWait"))
-    told = (
-        f"a preempted training job is sent {signal} ({'by its QOS, or ' if by_qos else ''}{', '.join(sorted(modes))})"
-    )
-    if by_qos or left >= TIME_TO_SAVE_S:
-        return ok(f"{told}, saves and goes on later; time to save: {'set by the QOS' if by_qos else f'{left} s'}")
+    graces = [_duration_s(each.get("GraceTime", "0")) or 0 for each in partitions]
+    # A job has the partition's GraceTime where that is set, and never less than KillWait between TERM and KILL.
+    left = max(min(graces, default=0), _setting_s(config, "KillWait"))
+    manner = f"{'by its QOS, or ' if by_qos else ''}{', '.join(sorted(modes))}"
+    text = f"a preempted training job is sent {signal} ({manner})"
+    if by_qos or left >= _TIME_TO_SAVE_S:
+        return ok(f"{text}, saves and resumes later; time to save: {'set by the QOS' if by_qos else f'{left} s'}")
     return warning(
-        f"{told} and has {left} s to save",
+        f"{text} and has {left} s to save",
         "save often (save_steps), or use a partition that is not preempted; the administrators can set GraceTime=120",
     )
 
 
-def duration_s(text: str) -> int | None:
-    """`1-12:00:00`, `30:00`, `30` (seconds); None for UNLIMITED."""
+def _duration_s(text: str) -> int | None:
+    """Read Slurm's `1-12:00:00`, `30:00` or `30` in seconds; None for UNLIMITED."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(?:(\d+):)?(\d+)", text)
     if not match:
         return None
@@ -207,146 +226,166 @@ def duration_s(text: str) -> int | None:
     return days * 86_400 + hours * 3_600 + minutes * 60 + rest[2]
 
 
-def chosen(names: str | None, partitions: Records) -> Records:
-    """The partitions that sbatch would take for these names; none named: the default."""
+def _chosen_partitions(names: str | None, partitions: Records) -> Records:
+    """Return the partitions that sbatch would take for these names; the default where none is named."""
     if names is None:
         return [each for each in partitions if each.get("Default") == "YES"]
     return [each for each in partitions if each["PartitionName"] in names.split(",")]
 
 
-def partition_findings(kind: Kind, partitions: Records) -> Iterator[Finding]:
-    known = ", ".join(each["PartitionName"] for each in partitions)
-    where = f"{kind.name}.partition"
-    named = kind.asked.partition.split(",") if kind.asked.partition else []
-    missing = set(named) - {each["PartitionName"] for each in partitions}
+def _partition_findings(kind: JobKind, partitions: Records) -> Iterator[Finding]:
+    existing = ", ".join(each["PartitionName"] for each in partitions)
+    key, partition_names = f"{kind.name}.partition", kind.resources.partition
+    missing = set((partition_names or "").split(",")) - {""} - {each["PartitionName"] for each in partitions}
     if missing:
-        remedy = f"state one of these under {where}: {known}"
+        remedy = f"state one of these under {key}: {existing}"
         yield failure(f"there is no partition {', '.join(sorted(missing))}", remedy)
-    found = chosen(kind.asked.partition, partitions)
-    if not found and not named:
-        yield failure("no partition is named and the site has no default", f"state one under {where}: {known}")
-    for partition in found:
-        problems = list(partition_problems(kind, partition))
-        yield from problems or [ok(f"partition {partition['PartitionName']} takes {limits(kind)}")]
+    chosen = _chosen_partitions(partition_names, partitions)
+    if not chosen and not partition_names:
+        yield failure("no partition is named and the site has no default", f"state one under {key}: {existing}")
+    for partition in chosen:
+        problems = list(_partition_problems(kind, partition))
+        yield from problems or [ok(f"partition {partition['PartitionName']} takes {_size_text(kind)}")]
 
 
-def limits(kind: Kind) -> str:
-    return f"{kind.nodes} node{'s' * (kind.nodes > 1)} for {kind.asked.time_minutes} minutes"
+def _size_text(kind: JobKind) -> str:
+    return f"{kind.nodes} node{'s' * (kind.nodes > 1)} for {kind.resources.time_minutes} minutes"
 
 
-def partition_problems(kind: Kind, partition: Mapping[str, str]) -> Iterator[Finding]:
-    name, most_s = partition["PartitionName"], duration_s(partition.get("MaxTime", "UNLIMITED"))
+def _partition_problems(kind: JobKind, partition: Mapping[str, str]) -> Iterator[Finding]:
+    resources, name = kind.resources, partition["PartitionName"]
     if partition.get("State", "UP") != "UP":
         remedy = "wait until it is UP (sinfo -s), or choose another partition"
         yield failure(f"partition {name} is {partition['State']}", remedy)
-    if most_s is not None and kind.asked.time_minutes * 60 > most_s:
-        remedy = f"state at most {most_s // 60} under {kind.name}.time_minutes: jobs save and go on in the next one"
-        yield failure(f"{kind.asked.time_minutes} minutes are more than partition {name} allows", remedy)
+    most_s = _duration_s(partition.get("MaxTime", "UNLIMITED"))
+    if most_s is not None and resources.time_minutes * 60 > most_s:
+        remedy = f"state at most {most_s // 60} under {kind.name}.time_minutes: jobs save and resume in the next one"
+        yield failure(f"{resources.time_minutes} minutes are more than partition {name} allows", remedy)
     if (most := partition.get("MaxNodes", "UNLIMITED")).isdigit() and int(most) < kind.nodes:
-        yield failure(f"partition {name} allows {most} nodes, {kind.nodes} are asked for", f"use --nodes {most}")
-    for key, asked, field in (("AllowAccounts", kind.asked.account, "account"), ("AllowQos", kind.asked.qos, "qos")):
-        allowed = partition.get(key, "ALL")
-        if asked and allowed != "ALL" and asked not in allowed.split(","):
+        yield failure(f"partition {name} allows {most} nodes, {kind.nodes} are requested", f"use --nodes {most}")
+    for field, requested in (("account", resources.account), ("qos", resources.qos)):
+        allowed = partition.get({"account": "AllowAccounts", "qos": "AllowQos"}[field], "ALL")
+        if requested and allowed != "ALL" and requested not in allowed.split(","):
             remedy = f"state one of {allowed} under {kind.name}.{field}"
-            yield failure(f"partition {name} does not take the {field} {asked}", remedy)
+            yield failure(f"partition {name} does not take the {field} {requested}", remedy)
 
 
-def node_findings(kind: Kind, partitions: Records, nodes: Records) -> Iterator[Finding]:
-    """Whether enough nodes are in service that have what is asked for: sbatch would only say that none fits."""
-    names = {each["PartitionName"] for each in chosen(kind.asked.partition, partitions)}
-    members = [node for node in nodes if names & set(node.get("Partitions", "").split(","))]
+def _capacity_findings(kind: JobKind, partitions: Records, nodes: Records) -> Iterator[Finding]:
+    """Check that enough nodes in service have what the job requests: sbatch would say only that none fits."""
+    names = {each["PartitionName"] for each in _chosen_partitions(kind.resources.partition, partitions)}
     if not names:
         return
-    serving = [node for node in members if not OUT_OF_SERVICE.search(node.get("State", ""))]
+    members = [node for node in nodes if names & set(node.get("Partitions", "").split(","))]
+    serving = [node for node in members if not _OUT_OF_SERVICE.search(node.get("State", ""))]
     if len(serving) < kind.nodes:
-        out = "; ".join(outage(node) for node in members if node not in serving)
+        out = "; ".join(_outage_text(node) for node in members if node not in serving)
         yield failure(
-            f"{len(serving)} of {len(members)} nodes are in service, {kind.nodes} asked for{': ' * bool(out)}{out}",
-            "use fewer --nodes, or wait until they are back (sinfo -R tells why they are out)",
+            f"{len(serving)} of {len(members)} nodes are in service, {kind.nodes} requested{': ' * bool(out)}{out}",
+            "use fewer --nodes, or wait until they are back (sinfo -R shows why they are out)",
         )
         return
-    for what, fits, remedy in demands(kind):
-        if sum(fits(node) for node in serving) < kind.nodes:
-            have = sorted({f"{node.get('Gres', '')} {node.get('CPUTot')} CPUs {node.get('RealMemory')} MB"
-                           for node in serving})  # fmt: skip
-            yield failure(f"fewer than {kind.nodes} nodes have {what}; there are: {'; '.join(have)}", remedy)
+    for demand in _demands(kind):
+        if sum(demand.fits(node) for node in serving) < kind.nodes:
+            present = "; ".join(sorted({_equipment_text(node) for node in serving}))
+            what = f"fewer than {kind.nodes} nodes have {demand.what}; there are: {present}"
+            yield failure(what, demand.remedy)
             return
-    fitting = [node for node in serving if all(fits(node) for _, fits, _ in demands(kind))]
-    yield ok(f"{len(fitting)} nodes in service have what is asked for, {kind.nodes} needed")
+    fitting = [node for node in serving if all(demand.fits(node) for demand in _demands(kind))]
+    yield ok(f"{len(fitting)} nodes in service have what is requested, {kind.nodes} needed")
 
 
-def outage(node: Mapping[str, str]) -> str:
-    return f"{node['NodeName']} {node.get('State', '')}{f' ({reason})' if (reason := node.get('Reason')) else ''}"
+def _equipment_text(node: Mapping[str, str]) -> str:
+    return f"{node.get('Gres', '')} {node.get('CPUTot')} CPUs {node.get('RealMemory')} MB"
 
 
-def demands(kind: Kind) -> Iterator[tuple[str, Callable[[Mapping[str, str]], bool], str]]:
-    """What one node must have: in words, as a test, and what to correct."""
-    asked, cpus = kind.asked, kind.tasks_per_node * kind.asked.cpus_per_task
-    if asked.gpus_per_node:
-        yield (
-            f"{asked.gpus_per_node} GPUs{f' of type {asked.gpu_type}' if asked.gpu_type else ''}",
-            lambda node: gpus_of(node.get("Gres", ""), asked.gpu_type) >= asked.gpus_per_node,
+def _outage_text(node: Mapping[str, str]) -> str:
+    reason = f" ({node['Reason']})" if node.get("Reason") else ""
+    return f"{node['NodeName']} {node.get('State', '')}{reason}"
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """One thing that each node of a job must have."""
+
+    what: str
+    """In words."""
+    fits: Callable[[Mapping[str, str]], bool]
+    """Whether a node's record shows that it has it."""
+    remedy: str
+    """What to correct in the profile where too few nodes have it."""
+
+
+def _demands(kind: JobKind) -> Iterator[_Demand]:
+    resources = kind.resources
+    cpus, memory_mb = resources.tasks_per_node * resources.cpus_per_task, resources.memory_mb
+    if resources.gpus_per_node:
+        yield _Demand(
+            f"{resources.gpus_per_node} GPUs{f' of type {resources.gpu_type}' if resources.gpu_type else ''}",
+            lambda node: _gpu_count(node.get("Gres", ""), resources.gpu_type) >= resources.gpus_per_node,
             f"correct {kind.name}.gpus_per_node, gpu_type or partition (Slurm counts the GPUs in Gres)",
         )
-    yield (
+    yield _Demand(
         f"{cpus} CPUs",
         lambda node: int(node.get("CPUTot") or 0) >= cpus,
-        f"lower {kind.name}.cpus_per_task: a node runs {kind.tasks_per_node} tasks",
+        f"lower {kind.name}.cpus_per_task: a node runs {resources.tasks_per_node} tasks",
     )
-    yield (
-        f"{kind.memory_mb:.0f} MB of memory",
-        lambda node: int(node.get("RealMemory") or 0) >= kind.memory_mb,
+    yield _Demand(
+        f"{memory_mb} MB of memory",
+        lambda node: int(node.get("RealMemory") or 0) >= memory_mb,
         f"lower {kind.name}.memory, or state all",
     )
-    if asked.constraint and re.fullmatch(r"[\w.-]+", asked.constraint):  # of an expression, sbatch judges
-        wanted = asked.constraint
-        yield (
-            f"the feature {wanted}",
-            lambda node: wanted in node.get("ActiveFeatures", "").split(","),
+    feature = resources.constraint
+    if feature and re.fullmatch(r"[\w.-]+", feature):  # only sbatch can evaluate an expression of several
+        yield _Demand(
+            f"the feature {feature}",
+            lambda node: feature in node.get("ActiveFeatures", "").split(","),
             f"correct {kind.name}.constraint (sinfo -o '%N %f' lists the features)",
         )
 
 
-def gpus_of(gres: str, wanted: str | None) -> int:
-    """`gpu:a100:8(S:0-1),nvme:1` has 8."""
-    found = re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres)
-    return sum(int(count) for kind, count in found if wanted in (None, kind))
+def _gpu_count(gres: str, gpu_type: str | None) -> int:
+    """Count the GPUs of a node's Gres, of this type or of any: `gpu:a100:8(S:0-1),nvme:1` has 8."""
+    entries = re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres)
+    return sum(int(count) for name, count in entries if gpu_type in (None, name))
 
 
-def account_findings(asked: Resources, config: Mapping[str, str], user: str, call: Call) -> Iterator[Finding]:
-    """What accounting says of the account and QOS; nothing where it cannot be asked."""
+def _account_findings(resources: Resources, config: Mapping[str, str], user: str, call: Call) -> Iterator[Finding]:
+    """Check account and QOS against accounting; nothing where accounting does not answer."""
     code, text, _ = call(["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account,qos"])
-    if code or not value(config, "AccountingStorageType"):
+    if code or not _setting(config, "AccountingStorageType"):
         return
-    own = [line.split("|") for line in text.splitlines() if line.strip()]
-    accounts = sorted({account for account, *_ in own})
-    amiss = failure if "associations" in config.get("AccountingStorageEnforce", "") else warning
-    if asked.account and asked.account not in accounts:
-        known = ", ".join(accounts) or "none"
-        yield amiss(f"{user} is not a member of the account {asked.account}", f"state one of yours: {known}")
+    associations = [line.split("|") for line in text.splitlines() if line.strip()]
+    accounts = sorted({account for account, *_ in associations})
+    # Without enforcement Slurm takes a job of any account.
+    problem = failure if "associations" in config.get("AccountingStorageEnforce", "") else warning
+    if resources.account and resources.account not in accounts:
+        remedy = f"state one of yours: {', '.join(accounts) or 'none'}"
+        yield problem(f"{user} is not a member of the account {resources.account}", remedy)
         return
-    qos = {name for account, names in own if asked.account in (None, account) for name in names.split(",") if name}
-    if asked.qos and asked.qos not in qos:
-        yield amiss(
-            f"{user} may not use the QOS {asked.qos}", f"state one of yours: {', '.join(sorted(qos)) or 'none'}"
-        )
+    lists = [names for account, names in associations if resources.account in (None, account)]
+    qos = sorted({name for names in lists for name in names.split(",") if name})
+    if resources.qos and resources.qos not in qos:
+        remedy = f"state one of yours: {', '.join(qos) or 'none'}"
+        yield problem(f"{user} may not use the QOS {resources.qos}", remedy)
         return
-    yield ok(f"{user} may use {' and '.join(filter(None, (asked.account, asked.qos)))}")
+    yield ok(f"{user} may use {' and '.join(filter(None, (resources.account, resources.qos)))}")
 
 
-def test_finding(kind: Kind, gpu_request: str, call: Call) -> Finding:
+def _submission_finding(kind: JobKind, gpu_request: str, call: Call) -> Finding:
     """Ask Slurm whether it would take the job; nothing is submitted."""
-    size = [f"--nodes={kind.nodes}", f"--ntasks-per-node={kind.tasks_per_node}"]
-    options = sbatch_options(kind.asked, gpu_request)
-    code, _, told = call(["sbatch", "--test-only", "--output=/dev/null", *size, *options, "--wrap=true"])
+    size = [f"--nodes={kind.nodes}", f"--ntasks-per-node={kind.resources.tasks_per_node}"]
+    options = sbatch_options(kind.resources, gpu_request)
+    code, _, answer = call(["sbatch", "--test-only", "--output=/dev/null", *size, *options, "--wrap=true"])
     if code:
-        return failure(f"{kind.name}: Slurm would refuse the job: {one_line(told)}", refusal_remedy(kind.name, told))
-    start = re.search(r"to start at (\S+).*? on nodes? (\S+)", told)
+        remedy = _refusal_remedy(kind.name, answer)
+        return failure(f"{kind.name}: Slurm would refuse the job: {one_line(answer)}", remedy)
+    start = re.search(r"to start at (\S+).*? on nodes? (\S+)", answer)
     return ok(f"{kind.name}: Slurm takes the job{f' (start {start[1]} on {start[2]})' if start else ''}")
 
 
-def refusal_remedy(kind: str, told: str) -> str:
+def _refusal_remedy(kind: str, answer: str) -> str:
+    """Name the keys of the profile that Slurm's words point to."""
     fields = {"account": "account", "qos": "qos", "partition": "partition", "feature": "constraint",
               "time limit": "time_minutes", "memory": "memory", "gres": "gpus_per_node or gpu_type"}  # fmt: skip
-    named = [field for word, field in fields.items() if word in told.lower()]
+    named = [field for word, field in fields.items() if word in answer.lower()]
     return f"correct {', '.join(f'{kind}.{field}' for field in named) or f'what stands under {kind}'} in the profile"

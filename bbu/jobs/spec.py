@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -52,6 +53,15 @@ class Resources:
     def tasks_per_node(self) -> int:
         """Tasks on each node of a job that uses all of it: one per GPU, one where there is none."""
         return max(1, self.gpus_per_node)
+
+    @property
+    def memory_mb(self) -> int:
+        """Memory that a job requests of each node, in MB; 0 where the site decides or the node gives all it has."""
+        match = re.fullmatch(r"(\d+)([MGT])(?: per (cpu|gpu))?", self.memory or "")
+        if not match:
+            return 0
+        shares = {None: 1, "cpu": self.tasks_per_node * self.cpus_per_task, "gpu": self.gpus_per_node}
+        return int(match[1]) * {"M": 1, "G": 1024, "T": 1024**2}[match[2]] * shares[match[3]]
 
 
 @dataclass(frozen=True)
