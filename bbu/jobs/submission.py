@@ -140,8 +140,11 @@ def dry_run_text(specs: tuple[JobSpec, ...], profile: ClusterProfile, checkout: 
 def _demo_commands(config: DirectConfig) -> tuple[Command, ...]:
     """The commands that make the synthetic rooms and the tiny model where the config expects them, if missing."""
     model, rooms = config.model.model_path, config.data.vendor_dir
-    build = f"from bbu.models.tiny import build_tiny_model; build_tiny_model({model!r}, seed={config.training.seed})"
-    commands = {rooms: ("-m", "bbu.demo", "--out", rooms), model: ("-c", build)}
+    seed = str(config.training.seed)
+    commands = {
+        rooms: ("-m", "bbu.demo", "--out", rooms),
+        model: ("-m", "bbu.models.tiny", "--out", model, "--seed", seed),
+    }
     return tuple(command for folder, command in commands.items() if not Path(folder).exists())
 
 

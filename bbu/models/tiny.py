@@ -6,8 +6,9 @@ for laptops, tests and the first command of the README.
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from tokenizers import AddedToken, Tokenizer, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from bbu.errors import run_entry
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -137,3 +140,21 @@ def _vision_config() -> dict:
         "out_hidden_size": 192,
         "fullatt_block_indexes": [1, 3],
     }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build the tiny model: `python -m bbu.models.tiny --out DIR --seed N`."""
+    arguments = _parser().parse_args(argv)
+    build_tiny_model(arguments.out, arguments.seed)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bbu.models.tiny", description="Build a tiny random Qwen2.5-VL.")
+    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same weights (0)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_entry(main)
