@@ -1,7 +1,7 @@
-"""`python -m bbu.train --config NAME`: train a run, or go on with it; as many ranks as the environment names.
+"""`python -m bbu.train --config NAME`: train a run, or resume it, on as many ranks as the environment names.
 
-Exit codes: 0 done; 75 stopped by USR1, USR2 or TERM with the state saved, the same command goes on; others: an
-error, told in one line.
+Exit codes: 0 done; 75 stopped by USR1, USR2 or TERM with the state saved, the same command resumes; others: an error,
+reported in one line.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Sequence
 
 import yaml
 
@@ -20,22 +21,22 @@ from bbu.logs import rank_of, set_up_logging
 from bbu.run.folder import RunFolder
 
 logger = logging.getLogger("bbu.train")
-CHECKED = ("bbu.models.detection_head", "bbu.models.caption_decoder", "bbu.models.denoising", "bbu.losses")
-"""Modules whose annotations tell the shapes of tensors, and which shape_checks holds to them."""
+_SHAPE_CHECKED = ("bbu.models.detection_head", "bbu.models.caption_decoder", "bbu.models.denoising", "bbu.losses")
+"""Modules whose annotations state the shapes of tensors; shape_checks compares the tensors with them."""
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bbu.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
     parser.add_argument("--validate-only", action="store_true", help="check the config and stop")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
-    return parser.parse_args(argv)
+    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     config = config_from_arguments(args, os.environ)
     if args.print_config:
         values = config.as_sections() if args.use_new_config else config.as_flat()
@@ -44,21 +45,22 @@ def main(argv: list[str] | None = None) -> int:
     if args.validate_only:
         print(f"{config.source}: valid, {len(config.as_flat())} keys")
         return 0
-    return train(config)
+    return _train(config)
 
 
-def train(config: DirectConfig) -> int:
-    """Signal handlers first: a stop may come while the heavy imports are still going on."""
-    from bbu.training import preemption
+def _train(config: DirectConfig) -> int:
+    """Train the run on this rank and return the exit code."""
+    # Handlers first: a stop signal may come during the heavy imports.
+    from bbu.training.preemption import install_stop_handlers
 
-    stop = preemption.install_stop_handlers()
+    stop = install_stop_handlers()
     infra = config.infrastructure
     state_max_requeues(infra.max_requeues)
     run = RunFolder.of(infra.output_root, infra.run_name)
     set_up_logging(infra.log_level, infra.log_verbose, rank_of(os.environ), run.logs)
 
     if infra.shape_checks:
-        check_shapes()
+        _check_shapes()
     from bbu.training.coordinator import TrainingCoordinator
 
     code = TrainingCoordinator(config, stop, os.environ).run()
@@ -66,14 +68,14 @@ def train(config: DirectConfig) -> int:
     return code
 
 
-def check_shapes() -> None:
+def _check_shapes() -> None:
     """Check the tensors that cross module boundaries against their annotations, in modules imported from now on.
 
-    Without it the annotations are never looked at, and cost nothing.
+    Without this call the annotations are never evaluated and cost nothing.
     """
     from jaxtyping import install_import_hook
 
-    install_import_hook(list(CHECKED), "beartype.beartype")
+    install_import_hook(list(_SHAPE_CHECKED), "beartype.beartype")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -17,26 +18,30 @@ from bbu.run.folder import RunFolder
 
 
 def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArguments:
-    """Also joins the other ranks, where the environment names any; raises ConfigError for a missing DeepSpeed file.
+    """Translate the run config, and join the process group where the environment names other ranks.
 
-    What is not named here keeps its stock value or is ours: checkpoints' rotation, logs, data loading, rates.
+    What is not named here keeps transformers' default or is this project's own: learning rates (ParameterManager),
+    data loading, logs, the rotation of checkpoints.
+
+    Raises:
+        ConfigError: a combination that cannot train, or a DeepSpeed file that is missing or contradicts the config.
     """
     infra, gpu = config.infrastructure, torch.cuda.is_available()
-    check_precision(config)
+    _check_precision(config)
     if infra.deepspeed_enabled:
-        check_deepspeed(config)
-        stand_alone()
+        _check_deepspeed(config)
+        _name_single_rank()
     try:
-        arguments = _arguments(config, run, gpu)
+        arguments = _translate(config, run, gpu)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{config.source}: {' '.join(str(error).split())[:300]}") from error
-    arguments._n_gpu = min(1, arguments.n_gpu)  # one process, one GPU: DataParallel would cut packed rows apart
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process, one GPU: DataParallel would split packed rows
     if infra.deepspeed_enabled:
-        join_deepspeed(distributed_backend(infra.distributed_backend, gpu))
+        _join_deepspeed(_resolve_backend(infra.distributed_backend, gpu))
     return arguments
 
 
-def _arguments(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArguments:
+def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArguments:
     training, infra = config.training, config.infrastructure
     return TrainingArguments(
         output_dir=str(run.root),
@@ -45,7 +50,6 @@ def _arguments(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         per_device_train_batch_size=training.per_device_train_batch_size,
         per_device_eval_batch_size=training.per_device_eval_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.llm_lr,
         weight_decay=training.weight_decay,
         optim=training.optim,
         adam_beta1=training.adam_beta1,
@@ -53,7 +57,7 @@ def _arguments(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         adam_epsilon=training.adam_epsilon,
         max_grad_norm=training.max_grad_norm,
         lr_scheduler_type=training.lr_scheduler_type,
-        warmup_steps=training.warmup_steps or training.warmup_ratio,  # below 1 it is a share of the steps
+        warmup_steps=training.warmup_steps or training.warmup_ratio,  # below 1 transformers reads a share of the steps
         bf16=training.bf16,
         fp16=training.fp16,
         tf32=config.model.tf32 if gpu else None,
@@ -72,46 +76,18 @@ def _arguments(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=not gpu,
-        ddp_backend=distributed_backend(infra.distributed_backend, gpu) if "RANK" in os.environ else None,
+        ddp_backend=_resolve_backend(infra.distributed_backend, gpu) if "RANK" in os.environ else None,
         ddp_timeout=infra.distributed_timeout_s,
         ddp_find_unused_parameters=infra.ddp_find_unused_parameters,
-        deepspeed=str(deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
+        deepspeed=str(_find_deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
     )
 
 
-def check_deepspeed(config: DirectConfig) -> None:
-    """Refuse what would leave ZeRO-3's ranks waiting for each other: they must call every layer equally often."""
-    settings = json.loads(deepspeed_file(config.infrastructure.deepspeed_config).read_text(encoding="utf-8"))
-    if settings.get("zero_optimization", {}).get("stage") == 3 and config.model.logits_chunk_size:
-        raise ConfigError(
-            f"{config.source}: logits_chunk_size {config.model.logits_chunk_size} with ZeRO-3: ranks with longer "
-            "answers would call the language head more often than others; set it to 0 or use ZeRO-2"
-        )
-
-
-def stand_alone() -> None:
-    """One rank where no launcher named any: DeepSpeed would look for MPI."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(alone)
-
-
-def join_deepspeed(backend: str) -> None:
-    """Tell DeepSpeed of the ranks before a model is loaded: ZeRO-3 cuts its weights up while they are read."""
-    import deepspeed
-
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
-
-
-def check_precision(config: DirectConfig) -> None:
+def _check_precision(config: DirectConfig) -> None:
     """Refuse weights that a small step cannot change.
 
-    bfloat16 keeps 8 bits: an update below 0.4 % of a weight is rounded away, and those of a usual learning rate are.
-    DeepSpeed keeps a float32 copy of the weights for its optimizer; plain training does not.
+    bfloat16 keeps 8 bits: it rounds away an update below 0.4 % of a weight, and a usual learning rate makes such
+    updates. DeepSpeed keeps a float32 copy of the weights for its optimizer; plain training does not.
     """
     if config.model.torch_dtype != "float32" and not config.infrastructure.deepspeed_enabled:
         raise ConfigError(
@@ -120,14 +96,52 @@ def check_precision(config: DirectConfig) -> None:
         )
 
 
-def distributed_backend(wanted: str, gpu: bool) -> str:
-    """auto is nccl where there are GPUs, else gloo."""
-    return ("nccl" if gpu else "gloo") if wanted == "auto" else wanted
+def _check_deepspeed(config: DirectConfig) -> None:
+    """Refuse what DeepSpeed would do instead of what the run config says, and what would leave ranks waiting."""
+    path = _find_deepspeed_file(config.infrastructure.deepspeed_config)
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); correct it, or copy one of configs/deepspeed") from error
+    # DeepSpeed's own optimizer and schedule know one learning rate, and would ignore those of the five groups.
+    if sections := [name for name in ("optimizer", "scheduler") if name in settings]:
+        raise ConfigError(
+            f"{path}: {' and '.join(sections)} would replace the learning rates of the run config; remove the section"
+        )
+    if settings.get("zero_optimization", {}).get("stage") == 3 and config.model.logits_chunk_size:
+        # All ranks gather a layer's weights together, so all must call each layer equally often.
+        raise ConfigError(
+            f"{config.source}: logits_chunk_size {config.model.logits_chunk_size} with ZeRO-3: ranks with longer "
+            "answers would call the language head more often than others; set it to 0 or use ZeRO-2"
+        )
 
 
-def deepspeed_file(name: str) -> Path:
-    """A path as it is, or relative to the checkout, whatever folder the run was started in."""
+def _find_deepspeed_file(name: str) -> Path:
+    """Look a path up as it is, then relative to the checkout, whatever folder the run was started in."""
     for path in (Path(name), CONFIG_DIR.parent / name):
         if path.is_file():
             return path.absolute()
     raise ConfigError(f"deepspeed_config {name}: no such file; see configs/deepspeed")
+
+
+def _name_single_rank() -> None:
+    """Describe one rank to DeepSpeed where no launcher named any: it would look for MPI."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(single)
+
+
+def _join_deepspeed(backend: str) -> None:
+    """Join the process group before a model is loaded: ZeRO-3 partitions the weights while they are read."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def _resolve_backend(name: str, gpu: bool) -> str:
+    """Turn auto into nccl where there are GPUs, else into gloo."""
+    return ("nccl" if gpu else "gloo") if name == "auto" else name

@@ -1,4 +1,4 @@
-"""TrainingCoordinator: builds a run from its config and carries it to its end, or to a saved stop."""
+"""TrainingCoordinator: builds a run from its config and trains it to its end, or to a saved stop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 import yaml
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.config.domains import DataConfig, DetectionConfig
 from bbu.config.flat import DirectConfig
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
-from bbu.data.dataset import BBUDataset, load_dataset
+from bbu.data.dataset import BBUDataset, Split, load_dataset
 from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, CheckpointError, ConfigError
 from bbu.logs import rank_of
 from bbu.models.attention import check_packing_is_safe
@@ -35,12 +36,18 @@ from bbu.training.trainer import BBUTrainer, Publication
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-HEARTBEATS = 5
-"""Heartbeats of the lease within its timeout."""
+_HEARTBEATS = 5
+"""Heartbeats of the lease within its timeout, so that a few may be late before the lease is lost."""
 
 
 class TrainingCoordinator:
-    """Trains one run."""
+    """Builds everything that one run needs, and trains it on this rank.
+
+    Args:
+        config: the run config.
+        stop: the flag of the stop signals.
+        environ: the environment variables; they name the rank, the job and the container image.
+    """
 
     def __init__(self, config: DirectConfig, stop: StopFlag, environ: Mapping[str, str]) -> None:
         self._config, self._stop, self._environ = config, stop, environ
@@ -48,70 +55,80 @@ class TrainingCoordinator:
         self.run_folder = RunFolder.of(config.infrastructure.output_root, config.infrastructure.run_name)
 
     def run(self) -> int:
-        """Train until done (0) or stopped with the state saved (PREEMPTED_EXIT_CODE). Raises a BBUError otherwise."""
+        """Train the run, from its newest checkpoint if it has one.
+
+        Returns:
+            The exit code: 0 when done, PREEMPTED_EXIT_CODE when stopped by a signal with the state saved.
+
+        Raises:
+            BBUError: the run cannot start or go on.
+        """
         check_folder(self._config.model.model_path)  # before anything is written
         run = self.run_folder.create()
-        with self._lease(run) as check:
-            prepare_torch(self._config.infrastructure.cpu_threads)
+        with self._lease(run) as check_lease:
+            _limit_cpu_threads(self._config.infrastructure.cpu_threads)
+            _select_deepspeed_accelerator()
             arguments = training_arguments(self._config, run)
-            checkpoint = from_rank_0(self._open)
+            checkpoint = _broadcast_from_rank_0(self._open_run)
             folder = checkpoint.path if checkpoint else Path(self._config.model.model_path)
-            trainer, status = self._build(folder, arguments, check)
-            with reporting(trainer, status):
+            trainer, status = self._build(folder, arguments, check_lease)
+            with _failure_in_status(trainer, status):
                 return self._train(trainer, status, checkpoint)
 
     @contextlib.contextmanager
     def _lease(self, run: RunFolder) -> Iterator[Callable[[], None]]:
-        """Rank 0 keeps the folder to this run; yields the check that it still does."""
+        """Hold the lease of the run folder on rank 0; yields the function that checks it."""
         if self._rank != 0:
             yield lambda: None
             return
         timeout = self._config.infrastructure.lease_timeout_s
-        with held_lease(run, Owner.of_this_process(self._environ), timeout, timeout / HEARTBEATS) as lease:
+        with held_lease(run, Owner.of_this_process(self._environ), timeout, timeout / _HEARTBEATS) as lease:
             yield lease.check
 
-    def _open(self) -> Checkpoint | None:
-        """On rank 0: tidy the folder, record this start, and find where to go on."""
+    def _open_run(self) -> Checkpoint | None:
+        """Tidy the folder, record this start, and find the checkpoint to resume from. Rank 0 only."""
         clean_leftovers(self.run_folder)
-        write_atomic(self.run_folder.config, config_text(self._config))
-        record_start(self.run_folder, self._config, self._environ)
+        write_atomic(self.run_folder.config, _config_text(self._config))
+        _record_start(self.run_folder, self._config, self._environ)
         if self._config.training.resume == "never":
             return None
-        found = newest(self.run_folder)
-        if found and found.manifest.config_hash != config_hash(self._config.as_flat()):
-            logger.warning("%s was saved under another config; this one goes on from it", found.path)
-        return found
+        checkpoint = newest(self.run_folder)
+        if checkpoint and checkpoint.manifest.config_hash != config_hash(self._config.as_flat()):
+            logger.warning("%s was saved under another config; resuming from it under this one", checkpoint.path)
+        return checkpoint
 
-    def _build(self, folder: Path, arguments: Any, check: Callable[[], None]) -> tuple[BBUTrainer, StatusCallback]:
-        """folder: the model to start from, a checkpoint's own when resuming."""
+    def _build(
+        self, folder: Path, arguments: TrainingArguments, check_lease: Callable[[], None]
+    ) -> tuple[BBUTrainer, StatusCallback]:
+        """Build the trainer on the model in `folder`: the checkpoint's when resuming, else the config's."""
         config = self._config
         tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
 
-        def dataset(split: Any) -> BBUDataset:
+        def dataset(split: Split) -> BBUDataset:
             return load_dataset(
                 config.data, tokenizer, processor, split=split, seed=config.training.data_seed,
                 max_length=config.model.model_max_length,
             )  # fmt: skip
 
-        def complete(staged: Path) -> None:
-            complete_checkpoint(staged, config, tokenizer, processor)
+        def add_model_files(staged: Path) -> None:
+            _add_model_files(staged, config, tokenizer, processor)
 
-        collator = make_collator(config.data, pad_token_id(tokenizer, folder))
+        collator = _make_collator(config.data, pad_token_id(tokenizer, folder))
         train = dataset("train")
         validation = dataset("eval") if config.training.eval_strategy != "no" else None
         for data in filter(None, (train, validation)):
-            check_head_fits(data, config.detection)
+            _check_head_fits(data, config.detection)
         status = StatusCallback(self.run_folder, config.infrastructure, provenance.slurm_facts(self._environ))
-        set_seed(config.training.seed)  # a fresh detection head is drawn from it
+        set_seed(config.training.seed)  # it decides the initial weights of a new detection head
         model = load_model(folder, config.model, config.detection)
-        check_attention(model, config)
+        _check_attention(model, config)
         trainer = BBUTrainer(
             publication=Publication(
                 run=self.run_folder,
                 config=config,
                 image_digest=provenance.image_digest(self._environ),
-                complete=complete,
-                check=check,
+                add_model_files=add_model_files,
+                check_lease=check_lease,
             ),
             stop=self._stop,
             model=model,
@@ -121,13 +138,13 @@ class TrainingCoordinator:
             data_collator=collator,
             callbacks=self._callbacks(status),
         )
-        describe(train, model)
+        _log_size(train, model)
         return trainer, status
 
     def _callbacks(self, status: StatusCallback) -> list[Any]:
         infra = self._config.infrastructure
-        shown = [TensorBoardCallback(self.run_folder, infra.tensorboard_flush_secs)] if infra.tensorboard else []
-        return [*shown, ProgressCallback(infra.progress), status]
+        tensorboard = [TensorBoardCallback(self.run_folder, infra.tensorboard_flush_secs)] if infra.tensorboard else []
+        return [*tensorboard, ProgressCallback(infra.progress), status]
 
     def _train(self, trainer: BBUTrainer, status: StatusCallback, checkpoint: Checkpoint | None) -> int:
         step = checkpoint.manifest.step if checkpoint else 0
@@ -135,11 +152,11 @@ class TrainingCoordinator:
             logger.info("step %d of %d is published already: nothing left to train", step, trainer.planned_steps())
             return 0
         if stop_agreed(self._stop):
-            logger.warning("asked to stop before the first step: nothing is lost")
+            logger.warning("stop signal received before the first step: nothing to save")
             return PREEMPTED_EXIT_CODE
         if checkpoint:
-            check_ranks(checkpoint, trainer)
-            logger.info("going on from %s", checkpoint.path)
+            _check_world_size(checkpoint, trainer)
+            logger.info("resuming from %s", checkpoint.path)
             trainer.resume_from(checkpoint.path, step)
         else:
             trainer.train()
@@ -156,8 +173,8 @@ class TrainingCoordinator:
         return 0
 
 
-def make_collator(data: DataConfig, pad_id: int) -> StandardDataCollator | PackedDataCollator:
-    """Batches as collator_type wants them."""
+def _make_collator(data: DataConfig, pad_id: int) -> StandardDataCollator | PackedDataCollator:
+    """Make the collator that collator_type names."""
     if data.collator_type == "packed":
         return PackedDataCollator(
             pad_id, max_total_length=data.max_total_length, pad_to_multiple_of=data.pad_to_multiple_of
@@ -165,8 +182,8 @@ def make_collator(data: DataConfig, pad_id: int) -> StandardDataCollator | Packe
     return StandardDataCollator(pad_id, pad_to_multiple_of=data.pad_to_multiple_of)
 
 
-def check_head_fits(dataset: BBUDataset, detection: DetectionConfig) -> None:
-    """Refuse photos with more objects than queries, and descriptions longer than the caption branch can write."""
+def _check_head_fits(dataset: BBUDataset, detection: DetectionConfig) -> None:
+    """Refuse photos with more objects than queries, and descriptions longer than the caption decoder can write."""
     if not detection.detection_enabled:
         return
     most, name = max(((len(view.objects), name) for name, view in dataset.students()), default=(0, ""))
@@ -174,29 +191,29 @@ def check_head_fits(dataset: BBUDataset, detection: DetectionConfig) -> None:
         raise ConfigError(
             f"{name}: {most} objects but detection_num_queries is {detection.detection_num_queries}; raise it"
         )
-    descs = {item.desc for _, view in dataset.students() for item in view.objects}
-    longest, desc = max(((dataset.caption_length(desc), desc) for desc in descs), default=(0, ""))
+    descriptions = {item.desc for _, view in dataset.students() for item in view.objects}
+    longest, text = max(((dataset.caption_length(text), text) for text in descriptions), default=(0, ""))
     if longest > detection.detection_caption_max_length:
         raise ConfigError(
-            f"the description {desc!r} has {longest} tokens but detection_caption_max_length is "
+            f"the description {text!r} has {longest} tokens but detection_caption_max_length is "
             f"{detection.detection_caption_max_length}; raise it"
         )
 
 
-def check_ranks(checkpoint: Checkpoint, trainer: BBUTrainer) -> None:
-    """Refuse what ZeRO cannot resume: its optimizer state is cut up for a number of ranks."""
+def _check_world_size(checkpoint: Checkpoint, trainer: BBUTrainer) -> None:
+    """Refuse what ZeRO cannot resume: its optimizer state is partitioned for a number of ranks."""
     saved, now = checkpoint.manifest.world_size, trainer.args.world_size
     if saved == now:
         return
     if trainer.is_deepspeed_enabled:
         raise CheckpointError(
-            f"{checkpoint.path}: saved by {saved} ranks under DeepSpeed, cannot go on with {now}; use {saved} again"
+            f"{checkpoint.path}: saved by {saved} ranks under DeepSpeed, cannot resume with {now}; use {saved} again"
         )
-    logger.warning("saved by %d ranks, going on with %d: the rest of this epoch holds other samples", saved, now)
+    logger.warning("saved by %d ranks, resuming with %d: the rest of this epoch holds other samples", saved, now)
 
 
-def check_attention(model: BBUModel, config: DirectConfig) -> None:
-    """Refuse what would mix packed samples, or an attention that cannot run here, before the first step."""
+def _check_attention(model: BBUModel, config: DirectConfig) -> None:
+    """Refuse what would mix packed samples, and an attention that cannot run here, before the first step."""
     check_packing_is_safe(
         model,
         config.model.attn_implementation,
@@ -206,36 +223,40 @@ def check_attention(model: BBUModel, config: DirectConfig) -> None:
     )
 
 
-def prepare_torch(threads: int) -> None:
-    """Threads of a CPU run; and DeepSpeed, which must be told that there is no GPU before it is imported."""
+def _limit_cpu_threads(threads: int) -> None:
+    """Set torch's threads on the CPU; 0 leaves torch's choice."""
     if threads:
         torch.set_num_threads(threads)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate decides, and warns
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate chooses a number, and warns
+
+
+def _select_deepspeed_accelerator() -> None:
+    """Name the CPU to DeepSpeed where there is no GPU; it reads the variable when it is imported."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def from_rank_0(find: Callable[[], T]) -> T:
-    """What `find` returns on rank 0, on every rank; its BBUError is raised on every rank too."""
+def _broadcast_from_rank_0(compute: Callable[[], T]) -> T:
+    """Call a function on rank 0 and return its result on every rank; its BBUError is raised on every rank too."""
     if not dist.is_initialized():
-        return find()
-    answer: list[Any] = [None, None]
+        return compute()
+    result: list[Any] = [None, None]  # (value, error)
     if dist.get_rank() == 0:
         try:
-            answer[0] = find()
+            result[0] = compute()
         except BBUError as error:
-            answer[1] = error
-        except (OSError, ValueError) as error:  # the others are waiting: tell them too
-            answer[1] = CheckpointError(f"the run folder cannot be used ({error}); check its permissions and space")
-    dist.broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
+            result[1] = error
+        except (OSError, ValueError) as error:  # the other ranks wait for an answer: they need this error as well
+            result[1] = CheckpointError(f"the run folder cannot be used ({error}); check its permissions and space")
+    dist.broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
 
 
 @contextlib.contextmanager
-def reporting(trainer: BBUTrainer, status: StatusCallback) -> Iterator[None]:
-    """Leave `failed` in status.json if the block ends in an error."""
+def _failure_in_status(trainer: BBUTrainer, status: StatusCallback) -> Iterator[None]:
+    """Write the phase `failed` to status.json if the block ends in an error."""
     try:
         yield
     except BaseException:
@@ -243,35 +264,37 @@ def reporting(trainer: BBUTrainer, status: StatusCallback) -> Iterator[None]:
         raise
 
 
-def config_text(config: DirectConfig) -> str:
-    """The resolved config as a file that loads; the overrides that went into it as comments on top."""
+def _config_text(config: DirectConfig) -> str:
+    """The resolved config as a file that loads; its overrides stand as comments on top."""
     overrides = "".join(f"# --set {override}\n" for override in config.overrides)
     return f"# from {config.source}\n{overrides}" + yaml.safe_dump(
         config.as_flat(), sort_keys=False, allow_unicode=True
     )
 
 
-def record_start(run: RunFolder, config: DirectConfig, environ: Mapping[str, str]) -> None:
-    """Add this start to provenance.json, which keeps one entry for each."""
+def _record_start(run: RunFolder, config: DirectConfig, environ: Mapping[str, str]) -> None:
+    """Add an entry for this start to provenance.json."""
     root, data = Path(config.data.data_root), config.data
-    files = [root / data.train_file, root / data.val_file, root / data.teacher_file]
-    hashed = [path for path in files if path.is_file()] if config.infrastructure.hash_data else []
+    paths = [root / data.train_file, root / data.val_file, root / data.teacher_file]
+    data_files = [path for path in paths if path.is_file()] if config.infrastructure.hash_data else []
     starts = json.loads(run.provenance.read_text(encoding="utf-8"))["starts"] if run.provenance.exists() else []
-    starts.append(provenance.describe(environ, hashed))
+    starts.append(provenance.describe(environ, data_files))
     write_atomic(run.provenance, json.dumps({"starts": starts}, ensure_ascii=False, indent=1) + "\n")
 
 
-def complete_checkpoint(staged: Path, config: DirectConfig, tokenizer: Any, processor: Any) -> None:
-    """Make a checkpoint a model folder of its own: tokenizer, image processor with our pixel limits, run config."""
+def _add_model_files(
+    staged: Path, config: DirectConfig, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil
+) -> None:
+    """Make a checkpoint a complete model folder: tokenizer, image processor with our pixel limits, run config."""
     tokenizer.save_pretrained(staged)
     processor.size = {"shortest_edge": config.data.min_pixels, "longest_edge": config.data.max_pixels}
     processor.save_pretrained(staged)
-    (staged / RUN_CONFIG).write_text(config_text(config), encoding="utf-8")
+    (staged / RUN_CONFIG).write_text(_config_text(config), encoding="utf-8")
     for weights in staged.glob("*.safetensors"):
         weights.chmod(0o644)  # safetensors' own 0600 would hide them from the group
 
 
-def describe(train: BBUDataset, model: torch.nn.Module) -> None:
-    """Say what will be trained on what."""
+def _log_size(train: BBUDataset, model: torch.nn.Module) -> None:
+    """Log how many samples train how many parameters."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%d training samples, %.1f M parameters", len(train), trained / 1e6)

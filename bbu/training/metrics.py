@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: TensorBoard, a progress bar or log lines, and status.json."""
+"""What a run reports while it trains: TensorBoard, a progress bar or log lines, and status.json."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from bbu.run.status import RunStatus, write_status
 from bbu.training.flops import Work
 
 logger = logging.getLogger(__name__)
-LEAST_STALE_S, STALE_INTERVALS = 60.0, 10
+_MIN_STALE_S, _STALE_INTERVALS = 60.0, 10
 """A heartbeat counts as stale after so many of its intervals, but not before a minute: a step may be long."""
 
 
 class Throughput:
-    """Work this rank has taken on since the last log line; rates are over all ranks.
+    """Sums the work of this rank since the last log line; the rates are over all ranks.
 
-    flops: of some work under the model; peak: of one device, None where it is not known.
+    Args:
+        flops: counts the floating-point operations of some work.
+        device: where the collective runs.
+        peak: FLOPs a second of one device at its best, None where that is not known.
     """
 
     def __init__(self, flops: Callable[[Work], float], device: torch.device | str, peak: float | None) -> None:
@@ -38,10 +41,14 @@ class Throughput:
         self._work, self._since = Work(), time.perf_counter()
 
     def add(self, work: Work) -> None:
+        """Count the work of some batches."""
         self._work += work
 
     def rates(self) -> dict[str, float]:
-        """Samples, tokens and FLOPs a second, `packing_efficiency` and, on a known GPU, `mfu`. All ranks must call."""
+        """Return samples, tokens and FLOPs a second, `packing_efficiency` and, on a GPU of known peak, `mfu`.
+
+        Collective; starts a new window.
+        """
         counted = torch.tensor(self._work.as_list(), dtype=torch.float64, device=self._device)
         ranks = 1
         if dist.is_initialized():
@@ -51,32 +58,35 @@ class Throughput:
         seconds = max(now - self._since, 1e-9)
         self._work, self._since = Work(), now
         flops = self._flops(work) / seconds
-        told = {
+        rates = {
             "samples_per_second": work.samples / seconds,
             "tokens_per_second": work.tokens / seconds,
             "flops_per_second": flops,
             "packing_efficiency": work.tokens / max(work.computed_tokens, 1.0),
         }
-        return told | ({"mfu": flops / (self._peak * ranks)} if self._peak else {})
+        return rates | ({"mfu": flops / (self._peak * ranks)} if self._peak else {})
 
 
-class Pace:
-    """How fast this start of a run goes."""
+class _Pace:
+    """Measures how fast this start of a run trains."""
 
     def __init__(self) -> None:
-        self._began, self._first = time.perf_counter(), 0
+        self._began, self._first_step = time.perf_counter(), 0
 
     def begin(self, state: TrainerState) -> None:
-        self._began, self._first = time.perf_counter(), state.global_step
+        """Start the clock at the current step."""
+        self._began, self._first_step = time.perf_counter(), state.global_step
 
     def seconds_left(self, state: TrainerState) -> float | None:
         """Time to the last step at the rate so far; None before this start's first step."""
-        done = state.global_step - self._first
-        return (time.perf_counter() - self._began) / done * (state.max_steps - state.global_step) if done > 0 else None
+        steps = state.global_step - self._first_step
+        if steps <= 0:
+            return None
+        return (time.perf_counter() - self._began) / steps * (state.max_steps - state.global_step)
 
 
 class TensorBoardCallback(TrainerCallback):
-    """Writes every logged number under its own name; the seed's names, without prefixes."""
+    """Writes every logged number to TensorBoard under its own name, without a prefix."""
 
     def __init__(self, run: RunFolder, flush_seconds: int) -> None:
         self._run, self._flush_seconds = run, flush_seconds
@@ -84,7 +94,7 @@ class TensorBoardCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            # What an earlier start wrote after the checkpoint we resume from did not happen.
+            # Drop what an earlier start wrote after the checkpoint that this one resumes from: those steps come again.
             self._writer = SummaryWriter(
                 str(self._run.tensorboard / "train"),
                 purge_step=state.global_step + 1 if state.global_step else None,
@@ -105,13 +115,16 @@ class TensorBoardCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """A bar on a terminal, plain lines in a job's log: step, loss, samples a second, time left."""
+    """Shows step, loss, samples a second and the time left: a bar on a terminal, plain lines in a job's log.
+
+    Args:
+        display: the config's `progress`: auto (bar on a terminal, lines elsewhere), bar, lines or off.
+    """
 
     def __init__(self, display: str) -> None:
-        """display: auto (bar on a terminal, lines elsewhere), bar, lines or off."""
         self._display = ("bar" if sys.stderr.isatty() else "lines") if display == "auto" else display
         self._bar: tqdm | None = None
-        self._pace = Pace()
+        self._pace = _Pace()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._pace.begin(state)
@@ -127,12 +140,12 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or "loss" not in logs:
             return
-        told = f"loss {logs['loss']:.4f}, {logs['samples_per_second']:.1f} samples/s"
+        text = f"loss {logs['loss']:.4f}, {logs['samples_per_second']:.1f} samples/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(told)
+            self._bar.set_postfix_str(text)
         elif self._display == "lines":
             left = duration(self._pace.seconds_left(state))
-            logger.info("step %d/%d: %s, %s left", state.global_step, state.max_steps, told, left)
+            logger.info("step %d/%d: %s, %s left", state.global_step, state.max_steps, text, left)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar is not None:
@@ -140,11 +153,11 @@ class ProgressCallback(TrainerCallback):
 
 
 class StatusCallback(TrainerCallback):
-    """Keeps status.json alive: at most every `status_interval_s` seconds, at every save, and at the end."""
+    """Writes status.json, the heartbeat: at most every `status_interval_s` seconds, at each save, and at the end."""
 
     def __init__(self, run: RunFolder, infrastructure: InfrastructureConfig, job: Mapping[str, str]) -> None:
         self._run, self._interval, self._job = run, infrastructure.status_interval_s, dict(job)
-        self._pace, self._written = Pace(), 0.0
+        self._pace, self._written = _Pace(), 0.0
         self._logs: dict[str, float] = {}
         self._checkpoint: int | None = None
 
@@ -167,7 +180,7 @@ class StatusCallback(TrainerCallback):
         self.write(state, "training")
 
     def write(self, state: TrainerState, phase: str) -> None:
-        """phase: training, completed, preempted or failed."""
+        """Write status.json with the phase training, completed, preempted or failed. Rank 0 alone writes."""
         if not state.is_world_process_zero:
             return
         self._written = time.monotonic()
@@ -182,7 +195,7 @@ class StatusCallback(TrainerCallback):
             heartbeat=time.time(),
             host=socket.gethostname(),
             pid=os.getpid(),
-            stale_after_s=max(LEAST_STALE_S, STALE_INTERVALS * self._interval),
+            stale_after_s=max(_MIN_STALE_S, _STALE_INTERVALS * self._interval),
             **self._logs,
             job=self._job,
         )

@@ -14,51 +14,64 @@ from torch import nn
 from bbu.config.domains import TrainingConfig
 from bbu.errors import ConfigError, ModelError
 
-GROUPS = ("vision", "merger", "llm", "detection", "adapter")
-"""The five groups; also the order in which a parameter shared by several is claimed."""
-
-
+_LEARNING_RATES: dict[str, Callable[[TrainingConfig], float]] = {
+    "vision": lambda config: config.vision_lr,
+    "merger": lambda config: config.merger_lr,
+    "llm": lambda config: config.llm_lr,
+    "detection": lambda config: config.detection_lr,
+    "adapter": lambda config: config.adapter_lr,
+}
+"""The five groups and the config key of each one's rate; the earliest group owns a parameter shared by several."""
+GROUPS = tuple(_LEARNING_RATES)
 HEAD_GROUPS = ("detection", "adapter")
 """The groups that make up the detection head."""
 
 
 @dataclass(frozen=True)
 class ManagedParameter:
-    """One parameter, once, under its first name."""
+    """One parameter of the model; a tied one occurs once."""
 
     name: str
+    """Its dotted name, the first one if it is tied."""
     parameter: nn.Parameter
     group: str
+    """One of GROUPS."""
     decays: bool
+    """Whether weight decay applies to it."""
 
 
 class ParameterManager:
     """Sorts a model's parameters into the five groups and makes the optimizer's parameter groups.
 
-    Raises ModelError for a parameter that belongs to none of the groups, ConfigError where all are frozen.
+    Raises:
+        ModelError: a parameter belongs to none of the groups.
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, *, world_size: int = 1) -> None:
-        self.learning_rates = learning_rates(config, world_size)
-        self.parameters = _managed(model)
+        self.learning_rates = _group_learning_rates(config, world_size)
+        self.parameters = _sort_parameters(model)
         self._weight_decay = config.weight_decay
 
     def freeze(self) -> None:
-        """Groups with rate zero stop requiring gradients, all others require them. Call before DDP wraps."""
+        """Let exactly the groups with a rate above zero require gradients. Call it before DDP wraps the model.
+
+        Raises:
+            ConfigError: every rate is zero.
+        """
         for entry in self.parameters:
             entry.parameter.requires_grad_(self.learning_rates[entry.group] > 0)
         if not any(entry.parameter.requires_grad for entry in self.parameters):
             raise ConfigError("every learning rate is 0, nothing would train; give a group a rate above 0")
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Groups for `torch.optim`, at most two for each of the five; `group` and `name` say which.
+        """Make the groups for `torch.optim`, at most two for each of the five; `group` and `name` say which.
 
-        Frozen parameters are left out. Ordered by GROUPS, decaying first, so that an optimizer state that is
-        loaded later meets the same order.
+        Frozen parameters are left out. The order is that of GROUPS, decaying parameters first, so that an optimizer
+        state loaded later meets the same order.
         """
         return [
             {
-                "params": chosen,
+                "params": parameters,
                 "lr": self.learning_rates[group],
                 "weight_decay": self._weight_decay if decays else 0.0,
                 "group": group,
@@ -66,24 +79,21 @@ class ParameterManager:
             }
             for group in GROUPS
             for decays in (True, False)
-            if (chosen := self._trainable(group, decays))
+            if (parameters := self._trainable(group, decays))
         ]
 
-    def members(self, group: str) -> list[nn.Parameter]:
-        """All parameters of a group, frozen ones too."""
-        assert group in GROUPS, group
-        return [entry.parameter for entry in self.parameters if entry.group == group]
+    def weight_norms(self, gather: Callable[[list[nn.Parameter]], AbstractContextManager[Any]]) -> dict[str, float]:
+        """Compute `wn/<group>`, the L2 norm of the group's weights, for each group that has any.
 
-    def weight_norms(self, whole: Callable[[list[nn.Parameter]], AbstractContextManager[Any]]) -> dict[str, float]:
-        """`wn/<group>`: L2 norm of the group's weights, for groups that have any.
-
-        whole: makes parameters that ranks share whole for a block (ZeRO-3); one at a time, or the model would be.
+        Args:
+            gather: makes parameters that ZeRO-3 has partitioned whole for a `with` block. It is given one parameter
+                at a time, or the whole model would be in memory.
         """
         squares: dict[str, list[torch.Tensor]] = defaultdict(list)
         for entry in self.parameters:
-            with whole([entry.parameter]):
+            with gather([entry.parameter]):
                 squares[entry.group].append(entry.parameter.detach().float().square().sum())
-        return {f"wn/{group}": float(torch.stack(found).sum().sqrt()) for group, found in squares.items()}
+        return {f"wn/{group}": float(torch.stack(sums).sum().sqrt()) for group, sums in squares.items()}
 
     def _trainable(self, group: str, decays: bool) -> list[nn.Parameter]:
         return [
@@ -93,26 +103,13 @@ class ParameterManager:
         ]
 
 
-def learning_rates(config: TrainingConfig, world_size: int) -> dict[str, float]:
-    """Rate of each group; with auto_scale_lr times global batch size over lr_reference_batch_size.
-
-    The linear scaling rule, Goyal et al. 2017 (arXiv:1706.02677).
-    """
-    stated = {group: float(getattr(config, f"{group}_lr")) for group in GROUPS}
-    if not config.auto_scale_lr:
-        return stated
-    samples = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size
-    factor = samples / config.lr_reference_batch_size
-    return {group: rate * factor for group, rate in stated.items()}
-
-
 def current_learning_rates(param_groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """`lr/<group>` as the scheduler has left them in an optimizer's `param_groups`."""
+    """Read `lr/<group>` from an optimizer's `param_groups`, as the scheduler has left them."""
     return {f"lr/{group['group']}": float(group["lr"]) for group in param_groups}
 
 
-def group_of(name: str) -> str:
-    """Group of a parameter by its dotted name, whatever wraps the model; ModelError where none fits."""
+def _group_of_parameter(name: str) -> str:
+    """Find the group of a parameter by its dotted name, whatever wraps the model; ModelError where none fits."""
     parts = name.split(".")
     if "detection_head" in parts:
         inside = parts[parts.index("detection_head") + 1 :]
@@ -121,31 +118,44 @@ def group_of(name: str) -> str:
         return "merger" if "merger" in parts else "vision"
     if "language_model" in parts or "lm_head" in parts:
         return "llm"
-    raise ModelError(f"parameter {name} belongs to none of {', '.join(GROUPS)}; name it in group_of")
+    raise ModelError(f"parameter {name} belongs to none of {', '.join(GROUPS)}; add it to _group_of_parameter")
 
 
-def _managed(model: nn.Module) -> tuple[ManagedParameter, ...]:
-    """Every parameter once. A tied one has all its names: the earliest group of GROUPS owns it."""
+def _group_learning_rates(config: TrainingConfig, world_size: int) -> dict[str, float]:
+    """Read the rate of each group; auto_scale_lr multiplies it by global batch size over lr_reference_batch_size.
+
+    The linear scaling rule of Goyal et al. 2017 (arXiv:1706.02677).
+    """
+    rates = {group: float(rate(config)) for group, rate in _LEARNING_RATES.items()}
+    if not config.auto_scale_lr:
+        return rates
+    batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size
+    factor = batch_size / config.lr_reference_batch_size
+    return {group: rate * factor for group, rate in rates.items()}
+
+
+def _sort_parameters(model: nn.Module) -> tuple[ManagedParameter, ...]:
+    """List every parameter once. A tied one has several names: the earliest group of GROUPS owns it."""
     names: dict[nn.Parameter, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[parameter].append(name)
-    decay_free = set(_decay_free(model))
+    decay_free = set(_decay_free_names(model))
     return tuple(
         ManagedParameter(
             name=aliases[0],
             parameter=parameter,
-            group=min(map(group_of, aliases), key=GROUPS.index),
+            group=min(map(_group_of_parameter, aliases), key=GROUPS.index),
             decays=decay_free.isdisjoint(aliases),
         )
         for parameter, aliases in names.items()
     )
 
 
-def _decay_free(model: nn.Module) -> Iterator[str]:
-    """Names of norms' parameters and of biases.
+def _decay_free_names(model: nn.Module) -> Iterator[str]:
+    """Name the parameters of norms, and biases.
 
-    By the module's class: transformers' filter goes by name and lets Qwen2.5-VL's `norm1`, `norm2` and
-    `ln_q` decay.
+    Norms are recognised by the module's class: transformers' filter goes by the parameter's name and lets
+    Qwen2.5-VL's `norm1`, `norm2` and `ln_q` decay.
     """
     for prefix, module in model.named_modules(remove_duplicate=False):
         is_norm = "norm" in type(module).__name__.lower()

@@ -1,4 +1,7 @@
-"""Stopping with the state saved: Slurm's signals set a flag, and all ranks agree on it at a step boundary.
+"""Stopping with the state saved: a signal sets a flag, and all ranks agree on it at a step boundary.
+
+The journey of a stop signal in the trainer: `bbu/train.py` installs the handlers, the flag is set here, `_StopCallback`
+in `trainer.py` asks all ranks and saves the step, `coordinator.py` returns the exit code, `bbu/errors.py` leaves.
 
 `install_stop_handlers` runs before the heavy imports, so nothing here imports torch at the top.
 """
@@ -14,7 +17,7 @@ from bbu.errors import STOP_SIGNALS
 
 
 class StopFlag:
-    """Set by the first stop signal, and by any number of further ones; only in the process that installed it."""
+    """Remembers the first stop signal that this process received; later ones change nothing."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -22,10 +25,11 @@ class StopFlag:
 
     @property
     def is_set(self) -> bool:
+        """Whether a stop signal has come."""
         return self.received is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler. A forked child inherits it: it is deaf to USR1 and USR2, and TERM ends it as ever."""
+        """Handle a signal. A forked child inherits this handler: there USR1 and USR2 do nothing, and TERM ends it."""
         if os.getpid() == self.pid:
             self.received = self.received or signal.Signals(number)
         elif number == signal.SIGTERM:
@@ -34,46 +38,48 @@ class StopFlag:
 
 
 def install_stop_handlers() -> StopFlag:
-    """Install the handlers and return their flag; a second call in the same process returns the same flag."""
+    """Install handlers for STOP_SIGNALS and return their flag; a second call in the process returns the same flag."""
     handler = signal.getsignal(STOP_SIGNALS[0])
-    installed = getattr(handler, "__self__", None)
-    flag = installed if isinstance(installed, StopFlag) and installed.pid == os.getpid() else StopFlag()
+    owner = getattr(handler, "__self__", None)
+    flag = owner if isinstance(owner, StopFlag) and owner.pid == os.getpid() else StopFlag()
     for number in STOP_SIGNALS:
         signal.signal(number, flag.handle)
     return flag
 
 
 def stop_agreed(flag: StopFlag) -> bool:
-    """Whether any rank has seen a stop signal. Collective: every rank calls it at the same step boundary.
+    """Ask all ranks whether any of them has received a stop signal.
 
-    All ranks get the same answer, so all save the same step. Without a process group it is the own flag.
+    Collective: every rank calls it at the same step boundary and gets the same answer, so all save the same step.
+    Without a process group the answer is the flag of this process.
     """
     import torch
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
         return flag.is_set
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL reduces nothing that lies on the CPU
-    seen = torch.tensor([int(flag.is_set)], dtype=torch.int32, device=device)
-    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-    return bool(seen.item())
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL does not reduce tensors on the CPU
+    received = torch.tensor([int(flag.is_set)], dtype=torch.int32, device=device)
+    dist.all_reduce(received, op=dist.ReduceOp.MAX)
+    return bool(received.item())
 
 
 def obey_parent_only(worker_id: int = 0) -> None:
-    """A DataLoader's `worker_init_fn`: stop signals from Slurm pass by, the parent's TERM still ends the worker.
+    """Make a DataLoader worker ignore Slurm's stop signals and still end by its parent's TERM (a `worker_init_fn`).
 
-    Slurm signals every process of a step. A worker that TERM kills raises in its trainer before that has
-    saved; one that ignores TERM hangs the trainer's own shutdown. Only the sender tells the two apart, and
+    Slurm signals every process of a step. A worker that TERM kills raises an error in its trainer before the trainer
+    has saved; a worker that ignores TERM hangs the trainer's own shutdown. Only the sender tells the two apart, and
     sigwaitinfo is the call that names it.
     """
     parent = os.getppid()
-    for number in STOP_SIGNALS[:2]:
-        signal.signal(number, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_await_parent, args=(parent,), name="obey-parent", daemon=True).start()
+    threading.Thread(target=_exit_when_parent_says, args=(parent,), name="obey-parent", daemon=True).start()
 
 
-def _await_parent(parent: int) -> None:
+def _exit_when_parent_says(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -1,7 +1,7 @@
 """Gradients as the optimizer is about to apply them: their norm per group, and none that is not finite.
 
-The look is taken in the optimizer's own step hook, the one place that plain training, DDP and DeepSpeed (which
-clips and steps inside its engine) have in common.
+The optimizer's own step hook reads them. It is the one place that plain training, DDP and DeepSpeed (which clips and
+steps inside its engine) have in common.
 """
 
 from __future__ import annotations
@@ -18,58 +18,69 @@ from bbu.config.domains import TrainingConfig
 from bbu.errors import NonFiniteError
 
 logger = logging.getLogger(__name__)
+_NEVER = -2
+"""A step before the first one (0), and not the one just before it, which would count as a skip in a row."""
 
 
 class GradientGuard:
-    """A `register_step_pre_hook` hook: stops, or skips, the step of a gradient that is not finite; keeps norms.
+    """A `register_step_pre_hook` hook: refuses a step whose gradient is not finite, and keeps the norms.
 
-    sharded: every rank holds a part of the gradients (ZeRO), so squares are summed over ranks.
-    step: optimizer steps done so far.
+    Under nan_policy `stop` a refused step ends the run; under `skip` it changes no weight, and more than
+    nan_max_skips of them in a row end the run.
+
+    Args:
+        config: nan_policy and nan_max_skips.
+        sharded: whether each rank holds a part of the gradients (ZeRO), so that squares are summed over ranks.
+        step: returns the number of optimizer steps done so far.
     """
 
     def __init__(self, config: TrainingConfig, *, sharded: bool, step: Callable[[], int]) -> None:
-        self._policy, self._most_skips = config.nan_policy, config.nan_max_skips
+        self._policy, self._max_skips = config.nan_policy, config.nan_max_skips
         self._sharded, self._step = sharded, step
         self._squares: dict[str, torch.Tensor] = {}
-        self._current = self._last_skipped = -2
+        self._current = self._last_skipped = _NEVER
         self._skips = 0
 
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Called before each step, by DeepSpeed once for each parameter group. Raises NonFiniteError on all ranks."""
+        """Look at the gradients before a step. Raises NonFiniteError on all ranks alike.
+
+        DeepSpeed calls it once for each parameter group of a step, hence the sum over calls.
+        """
         if self._step() != self._current:
             self._current, self._squares = self._step(), {}
-        found = self._squares_of(optimizer.param_groups)
-        for group, square in found.items():
+        squares = self._squared_norms(optimizer.param_groups)
+        for group, square in squares.items():
             self._squares[group] = self._squares.get(group, 0) + square
-        if found and not torch.isfinite(torch.stack(list(found.values()))).all():
-            self._refuse(optimizer)
+        if squares and not torch.isfinite(torch.stack(list(squares.values()))).all():
+            self._refuse_step(optimizer)
 
     def norms(self, clipped_by: float) -> dict[str, float]:
-        """`gn/<group>` of the last step, as before clipping.
+        """Return `gn/<group>` of the last step, as it was before clipping.
 
-        clipped_by: the norm before clipping over the norm after it (1 where nothing was clipped).
+        Args:
+            clipped_by: the total norm before clipping over the total norm after it; 1 where nothing was clipped.
         """
         return {f"gn/{group}": float(square.sqrt()) * clipped_by for group, square in self._squares.items()}
 
-    def _squares_of(self, param_groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Squared norm of each learning-rate group, over all ranks. Frozen ones and empty ones are left out."""
+    def _squared_norms(self, param_groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Squared norm of each learning-rate group, over all ranks; a group without any gradient is 0."""
         grads: dict[str, list[torch.Tensor]] = defaultdict(list)
         for group in param_groups:
             grads[group["group"]] += [p.grad.detach() for p in group["params"] if p.grad is not None]
         names = sorted(grads)
         device = next((p.device for group in param_groups for p in group["params"]), None)
-        squares = [_square(grads[name], device) for name in names]
+        squares = [_sum_of_squares(grads[name], device) for name in names]
         if self._sharded and squares:
-            joint = torch.stack(squares)
-            dist.all_reduce(joint)
-            squares = list(joint)
+            total = torch.stack(squares)
+            dist.all_reduce(total)
+            squares = list(total)
         return dict(zip(names, squares, strict=True))
 
-    def _refuse(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._current != self._last_skipped:
+    def _refuse_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._current != self._last_skipped:  # else another parameter group of the same step
             self._skips = self._skips + 1 if self._last_skipped == self._current - 1 else 1
             self._last_skipped = self._current
-        if self._policy == "stop" or self._skips > self._most_skips:
+        if self._policy == "stop" or self._skips > self._max_skips:
             raise NonFiniteError(
                 f"step {self._current + 1}: a gradient is NaN or infinite, {self._skips} step(s) in a row; no "
                 "checkpoint holds it. Lower the learning rates, or look at this step's samples, and start again"
@@ -80,8 +91,8 @@ class GradientGuard:
                 parameter.grad = None  # AdamW leaves a parameter without gradient as it is
 
 
-def _square(grads: list[torch.Tensor], device: torch.device | None) -> torch.Tensor:
-    """Sum of squares, 0 of none; float32 first: squares of float16 overflow."""
+def _sum_of_squares(grads: list[torch.Tensor], device: torch.device | None) -> torch.Tensor:
+    """Sum of squares, 0 for no gradient; in float32, because squares of float16 overflow."""
     if not grads:
         return torch.zeros((), device=device)
     return torch.nn.utils.get_total_norm([grad.float() for grad in grads]).square()

@@ -24,7 +24,7 @@ from bbu.evaluation.pending import unscored_steps
 from bbu.models.qwen import whole
 from bbu.run.checkpoints import Ranks, config_hash, publishing, rotate
 from bbu.run.folder import RunFolder
-from bbu.training.flops import peak_flops, training_flops, work_of
+from bbu.training.flops import measure_work, peak_flops, training_flops
 from bbu.training.loss_manager import LossManager, global_counts
 from bbu.training.metrics import Throughput
 from bbu.training.objective import Objective
@@ -37,23 +37,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Publication:
-    """Where checkpoints go, and what makes them whole.
-
-    complete: adds to a folder what a model folder needs beside its weights (rank 0).
-    check: raises if this trainer may no longer publish.
-    """
+    """Where checkpoints go, and what is done before and while they are published."""
 
     run: RunFolder
+    """The run folder that receives them."""
     config: DirectConfig
+    """The run config; its hash goes into each manifest."""
     image_digest: str | None
-    complete: Callable[[Path], None]
-    check: Callable[[], None]
+    """SHA-256 of the container image, None outside of one."""
+    add_model_files: Callable[[Path], None]
+    """Writes what a model folder needs beside its weights into the given folder; called on rank 0."""
+    check_lease: Callable[[], None]
+    """Raises CheckpointError if another trainer has taken over the run folder."""
 
 
 class BBUTrainer(Trainer):
-    """Loss over the supervised tokens of the whole optimizer step; checkpoints sealed by a manifest.
+    """Trains on the supervised tokens of the whole optimizer step, and seals checkpoints with a manifest.
 
-    Takes Trainer's own arguments besides; `stop` is the flag of the stop signals.
+    Args:
+        publication: where and how checkpoints are published.
+        stop: the flag of the stop signals.
+        stock: the arguments of transformers' Trainer.
     """
 
     model: nn.Module
@@ -67,7 +71,7 @@ class BBUTrainer(Trainer):
         self.parameters = ParameterManager(stock["model"], config.training, world_size=args.world_size)
         self.parameters.freeze()
         super().__init__(**stock)
-        self.loss_is_scaled_for_ga = True
+        self.loss_is_scaled_for_ga = True  # compute_loss divides by the counts of the whole step already
         self.objective = Objective(config.detection, config.model.logits_chunk_size)
         self.losses = LossManager(config.training, config.detection, args.device)
         self.eval_losses = LossManager(config.training, config.detection, args.device)
@@ -77,12 +81,12 @@ class BBUTrainer(Trainer):
         self.guard = GradientGuard(
             config.training, sharded=self.is_deepspeed_enabled, step=lambda: self.state.global_step
         )
-        self._published: int | None = None
+        self._published_step: int | None = None
         self._staging: Path | None = None
         for callback in (PrinterCallback, StockProgress):
             self.remove_callback(callback)
-        self.add_callback(FreezeCallback(self.losses, config.detection.detection_freeze_epochs))
-        self.add_callback(StopCallback(stop))
+        self.add_callback(_FreezeCallback(self.losses, config.detection.detection_freeze_epochs))
+        self.add_callback(_StopCallback(stop))
 
     @property
     def _config(self) -> DirectConfig:
@@ -95,11 +99,12 @@ class BBUTrainer(Trainer):
 
     @cached_property
     def _train_loader(self) -> DataLoader[Any]:
-        """Made once: planning the steps and training would each pack all epochs."""
-        sampler = self._packing() if self._config.data.collator_type == "packed" else self._padding()
-        return EpochDataLoader(self.train_dataset, sampler, collate_fn=self.data_collator, **self._loading())
+        """The loader of the run, made once: planning the steps and training would each pack all epochs."""
+        packed = self._config.data.collator_type == "packed"
+        sampler = self._packing_sampler() if packed else self._padding_sampler()
+        return EpochDataLoader(self.train_dataset, sampler, collate_fn=self.data_collator, **self._loader_options())
 
-    def _padding(self) -> EpochBatchSampler:
+    def _padding_sampler(self) -> EpochBatchSampler:
         training, data = self._config.training, self._config.data
         return EpochBatchSampler(
             len(self.train_dataset),
@@ -112,11 +117,11 @@ class BBUTrainer(Trainer):
             on_epoch=self.train_dataset.set_epoch,
         )
 
-    def _packing(self) -> PackingBatchSampler:
+    def _packing_sampler(self) -> PackingBatchSampler:
         training, data, dataset = self._config.training, self._config.data, self.train_dataset
         return PackingBatchSampler(
             lambda epoch: [dataset.cost(index, epoch) for index in range(len(dataset))],
-            epochs=self._epochs,
+            epochs=self._epoch_count,
             max_total_length=data.max_total_length,
             buffer_size=data.packing_buffer_size,
             vision_weight=data.packing_balance_vision_weight,
@@ -127,14 +132,14 @@ class BBUTrainer(Trainer):
             on_epoch=dataset.set_epoch,
         )
 
-    def _epochs(self, rows: int) -> int:
-        """How many epochs the run takes where each has so many batches for a rank."""
+    def _epoch_count(self, rows: int) -> int:
+        """Number of epochs that the run needs when each has `rows` batches for a rank."""
         training = self._config.training
         if training.max_steps <= 0:
             return math.ceil(training.num_train_epochs)
         return math.ceil(training.max_steps / math.ceil(rows / training.gradient_accumulation_steps))
 
-    def _loading(self) -> dict[str, Any]:
+    def _loader_options(self) -> dict[str, Any]:
         data = self._config.data
         workers = data.dataloader_num_workers
         return {
@@ -146,7 +151,7 @@ class BBUTrainer(Trainer):
         }
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """To the device; but DeepSpeed's dtype is not for boxes: bfloat16 would move them by up to 1/256."""
+        """Move a batch to the device, boxes without DeepSpeed's dtype: bfloat16 would shift them by up to 1/256."""
         moved = super()._prepare_inputs({k: v for k, v in inputs.items() if k != "boxes"})
         return {**moved, "boxes": [boxes.to(self.args.device) for boxes in inputs["boxes"]]}
 
@@ -154,14 +159,15 @@ class BBUTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind(self.parameters.optimizer_groups(), **options)
+            # The options hold transformers' one learning rate too; each of our groups has its own instead.
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = optimizer_class(self.parameters.optimizer_groups(), **options)
             self.optimizer.register_step_pre_hook(self.guard)
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Any]], device: torch.device) -> Any:
-        """What each loss of this optimizer step is divided by, over all micro-batches and ranks."""
-        self.throughput.add(work_of(batch_samples))
+        """Count what each loss of this optimizer step is divided by, over all micro-batches and ranks."""
+        self.throughput.add(measure_work(batch_samples))
         return global_counts(self.objective.counts(batch_samples), device)
 
     def compute_loss(
@@ -179,13 +185,13 @@ class BBUTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Losses on the validation set, averaged over its tokens and all ranks, as `eval/<loss>`."""
+        """Compute the losses on the validation set, averaged over its tokens and all ranks, as `eval/<loss>`."""
         dataset: BBUDataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        packed = self._config.data.collator_type == "packed"  # then a row is a sample: it always fits
+        packed = self._config.data.collator_type == "packed"  # then one sample a row, which always fits
         size = 1 if packed else self._config.training.per_device_eval_batch_size
         batches, counted = eval_batches(len(dataset), size, self.args.process_index, self.args.world_size)
-        loading: dict[str, Any] = self._loading() | {"persistent_workers": False}
-        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator, **loading)
+        options: dict[str, Any] = self._loader_options() | {"persistent_workers": False}
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator, **options)
         self.model_wrapped.eval()
         for number, batch in enumerate(loader):
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -200,81 +206,90 @@ class BBUTrainer(Trainer):
     # --- logs ---
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Collective while training: the means are over all ranks."""
+        """Add the window's means, rates and norms to Trainer's own numbers. Collective while training."""
         if "loss" in logs:
-            logs.pop("learning_rate", None)
-            logs = logs | self._window(logs.get("grad_norm"))
+            logs.pop("learning_rate", None)  # that of the first parameter group, which lr/<group> tells better
+            logs = logs | self._window_values(logs.get("grad_norm"))
         super().log(logs, start_time)
 
-    def _window(self, grad_norm: float | None) -> dict[str, float]:
+    def _window_values(self, grad_norm: float | None) -> dict[str, float]:
+        """Losses, throughput, learning rates and norms of the logging window that ends here.
+
+        grad_norm: the total norm of the last step before clipping, where Trainer computed it.
+        """
         training = self._config.training
-        told = self.losses.window_means() | self.throughput.rates()
+        values = self.losses.window_means() | self.throughput.rates()
         rates = current_learning_rates(self.optimizer.param_groups)
-        told |= {name: 0.0 if self._is_frozen(name) else rate for name, rate in rates.items()}
+        values |= {name: 0.0 if self._is_frozen(name) else rate for name, rate in rates.items()}
         if training.log_weight_norms:
-            told |= self.parameters.weight_norms(whole)
+            values |= self.parameters.weight_norms(whole)
         if training.log_grad_norms:
             limit = training.max_grad_norm
-            told |= self.guard.norms(max(1.0, grad_norm / limit) if limit and grad_norm else 1.0)
-        return told
+            values |= self.guard.norms(max(1.0, grad_norm / limit) if limit and grad_norm else 1.0)
+        return values
 
-    def _is_frozen(self, rate: str) -> bool:
-        """Whether `lr/<group>` is of a head that is frozen yet; the scheduler knows nothing of that."""
-        return self.losses.head_share == 0.0 and rate.partition("/")[2] in HEAD_GROUPS
+    def _is_frozen(self, name: str) -> bool:
+        """Whether `lr/<group>` belongs to a head that is still frozen; the scheduler does not know of that."""
+        return self.losses.head_share == 0.0 and name.partition("/")[2] in HEAD_GROUPS
 
     # --- checkpoints ---
 
     def planned_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Return the number of optimizer steps of the whole run."""
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     @property
     def ranks(self) -> Ranks:
+        """This rank among all, with their barrier."""
         return Ranks(self.args.process_index, self.args.world_size, self.accelerator.wait_for_everyone)
 
     def resume_from(self, checkpoint: Path, step: int) -> None:
-        """Train on from a checkpoint that verified."""
-        self._published = step
+        """Train from a verified checkpoint of the given step to the end."""
+        self._published_step = step
         self.train(resume_from_checkpoint=str(checkpoint))
 
     def publish(self) -> None:
-        """Publish the current step, unless it is published already. Collective."""
-        if self.state.global_step != self._published:
+        """Publish the current step unless it is published already. Collective."""
+        if self.state.global_step != self._published_step:
             self._save_checkpoint(self.model_wrapped, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        step, what = self.state.global_step, self.publication
-        if step == self._published:  # resumed here, or saved by step and by epoch alike
+        step, publication = self.state.global_step, self.publication
+        if step == self._published_step:  # resumed here, or saved by step and by epoch alike
             return
-        what.check()
+        publication.check_lease()
         with publishing(
-            what.run, step, self.ranks, config_hash=config_hash(what.config.as_flat()), image_digest=what.image_digest
+            publication.run,
+            step,
+            self.ranks,
+            config_hash=config_hash(publication.config.as_flat()),
+            image_digest=publication.image_digest,
         ) as staged:
             self._staging = staged.parent
             super()._save_checkpoint(model, trial)
             if self.ranks.rank == 0:
-                what.complete(staged)
-        self._published = step
+                publication.add_model_files(staged)
+        self._published_step = step
         if self.ranks.rank == 0:
-            rotate(what.run, what.config.training.save_total_limit, unscored_steps(what.run))
+            rotate(publication.run, self._config.training.save_total_limit, unscored_steps(publication.run))
         logger.info("checkpoint of step %d published", step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Nothing: the model was built from the checkpoint.
+        """Do nothing: the model was built from the checkpoint.
 
-        The stock way matches names on disk with names in memory without their renaming, loosely, and so leaves
-        the whole language model as it was without a word.
+        Trainer's own way compares names on disk with names in memory without their renaming and without being strict,
+        and so leaves the whole language model unchanged without a word.
         """
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)
 
 
-class FreezeCallback(TrainerCallback):
-    """Keeps the detection head as it is for the first epochs: it neither learns nor teaches.
+class _FreezeCallback(TrainerCallback):
+    """Freezes the detection head for the first epochs: it neither learns nor changes the rest of the model.
 
-    By its rates and its weight in the objective rather than by `requires_grad`, which DDP and ZeRO read once.
+    By its rates and its weight in the objective rather than by `requires_grad`, which DDP and ZeRO read only once.
     """
 
     def __init__(self, losses: LossManager, epochs: float) -> None:
@@ -287,17 +302,17 @@ class FreezeCallback(TrainerCallback):
         self._losses.head_share = 0.0 if frozen else 1.0
         for group in optimizer.param_groups if frozen else ():
             if group["group"] in HEAD_GROUPS:
-                group["lr"] = 0.0  # for this step; the scheduler sets it anew
+                group["lr"] = 0.0  # for this step; the scheduler sets it again
 
 
-class StopCallback(TrainerCallback):
-    """Asks at each step boundary whether any rank was told to stop; then all save this step and stop."""
+class _StopCallback(TrainerCallback):
+    """Asks all ranks at each step boundary whether one received a stop signal; then all save this step and stop."""
 
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if stop_agreed(self._stop):
-            logger.warning("stopping after step %d of %d, as asked", state.global_step, state.max_steps)
+            logger.warning("stopping after step %d of %d: stop signal received", state.global_step, state.max_steps)
             control.should_training_stop = control.should_save = True
-            control.should_evaluate = False  # the notice may be short
+            control.should_evaluate = False  # the time between the signal and the kill may be short

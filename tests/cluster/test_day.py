@@ -99,7 +99,7 @@ def test_it_goes_on_where_it_stopped_and_is_done(day: Day) -> None:
     day.user.done(day.jobs["eval"])
     told = (day.run / "logs/rank-0.log").read_text()
     saved = [int(step) for step in re.findall(r"stopping after step (\d+) of", told)]
-    went_on = [int(step) for step in re.findall(r"going on from .*/checkpoint-(\d+)", told)]
+    went_on = [int(step) for step in re.findall(r"resuming from .*/checkpoint-(\d+)", told)]
     assert len(saved) == 2 and went_on == saved, told
     assert verify(day.run / f"checkpoint-{STEPS}").world_size == 2
     starts = json.loads((day.run / "provenance.json").read_text())["starts"]
@@ -155,7 +155,7 @@ def test_a_cancelled_run_keeps_what_it_saved_and_is_resumed_with_a_word(day: Day
     assert day.user.cluster.wait(first) == "CANCELLED"
     eventually(lambda: bool(list(day.user.home.glob("output-long/checkpoint-*"))), 30, lambda: day.user.output(first))
     second = dict(re.findall(r"(train): job (\d+)", day.user.call("submit", "resume", "output-long").stderr))["train"]
-    day.user.wait_for(second, "going on from")
+    day.user.wait_for(second, "resuming from")
     refused = day.user.call("submit", "resume", "output-long", check=False)
     assert refused.returncode == 7 and f"job {second} is RUNNING" in refused.stderr, refused.stderr
     day.user.call("submit", "cancel", "output-long")

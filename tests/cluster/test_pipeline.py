@@ -102,9 +102,9 @@ def test_a_signal_saves_on_every_rank_at_one_step_requeues_and_the_run_ends_as_p
     user.done(job)
     run = user.run_folder(name)
     told = (run / "logs/rank-0.log").read_text() + (run / "logs/rank-1.log").read_text()
-    saved = re.findall(r"stopping after step (\d+) of 60, as asked", told)
+    saved = re.findall(r"stopping after step (\d+) of 60", told)
     assert len(saved) == 2 and len(set(saved)) == 1, told
-    assert f"going on from {run}/checkpoint-{saved[0]}" in told.replace("output-", f"{user.home}/output-"), told
+    assert f"resuming from {run}/checkpoint-{saved[0]}" in told.replace("output-", f"{user.home}/output-"), told
     assert verify(run / "checkpoint-60").world_size == 2
     starts = json.loads((run / "provenance.json").read_text())["starts"]
     assert [start["job"].get("SLURM_RESTART_COUNT", "0") for start in starts] == ["0", "1"]

@@ -83,7 +83,7 @@ def test_zero2_resumes_with_the_optimizer_state_of_every_rank(demo: Demo, out: P
     train(demo, out, name, "deepspeed_enabled=true", ranks=2)
     shutil.rmtree(run / "checkpoint-6")
     done = train(demo, out, name, "deepspeed_enabled=true", ranks=2)
-    assert "going on from" in done.out and "step 4/6" in done.out and "step 3/6" not in done.out, done.out
+    assert "resuming from" in done.out and "step 4/6" in done.out and "step 3/6" not in done.out, done.out
     assert scalars(run)["lm_loss"] == pytest.approx(one_rank["lm_loss"], rel=TOLERANCE)
 
 

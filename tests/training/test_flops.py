@@ -13,7 +13,7 @@ from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import load_dataset
 from bbu.losses.language import find_supervision, language_sums
 from bbu.models.qwen import load_image_processor, load_model, load_tokenizer
-from bbu.training.flops import Work, training_flops, work_of
+from bbu.training.flops import Work, measure_work, training_flops
 from tests.commands import Demo
 
 
@@ -33,7 +33,7 @@ def test_the_count_is_what_torch_counts_without_the_half_that_causality_spares(d
     with FlopCounterMode(display=False) as counter:
         sums, _ = model(**given, use_cache=False, read_states=lambda s, head: language_sums(s, head, supervision))
         sums.loss.backward()
-    work, text = work_of([batch]), model.config.text_config
+    work, text = measure_work([batch]), model.config.text_config
     spared = 3 * text.num_hidden_layers * 2 * text.hidden_size * work.token_squares
     # the pixels need no gradient: a third of the patch embedding is not computed
     embedding = 2 * work.patches * 1176 * model.config.vision_config.hidden_size
@@ -48,9 +48,9 @@ def test_work_adds_up_and_padding_is_no_work():
         "answer_roles": torch.tensor([[0] * 7 + [2], [0] * 8]),
         "image_grid_thw": torch.tensor([[1, 4, 2], [1, 2, 2]]),
     }
-    work = work_of([batch])
+    work = measure_work([batch])
     assert work == Work(2, 12, 16, 80, 1, 12, 80)
-    assert work_of([batch, batch]) == work + work
+    assert measure_work([batch, batch]) == work + work
 
 
 def test_the_padding_of_a_packed_row_is_no_work():
@@ -61,5 +61,5 @@ def test_the_padding_of_a_packed_row_is_no_work():
         "answer_roles": torch.zeros(1, 8, dtype=torch.int64),
         "image_grid_thw": torch.tensor([[1, 2, 2]]),
     }
-    work = work_of([batch])
+    work = measure_work([batch])
     assert (work.tokens, work.computed_tokens, work.token_squares) == (5, 8, 13)
