@@ -1,6 +1,6 @@
-"""`python -m bbu.infer IMAGES… --checkpoint DIR`: find and describe the parts in photos.
+"""`python -m bbu.infer IMAGES… --checkpoint DIR`: detect and describe the parts in photos.
 
-Prints one JSON line a photo and writes each with its boxes and labels drawn in.
+Prints one JSON line for each photo and writes a copy of it with boxes and labels drawn in.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from bbu.errors import DataError, run_entry
 from bbu.schema import SOURCES, Box
 
 
-def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(prog="python -m bbu.infer", description=__doc__)
-    add = described.add_argument
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bbu.infer", description=__doc__)
+    add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="photos")
     add("--checkpoint", required=True, type=Path, metavar="DIR", help="a checkpoint-{step} folder of a run")
     add("--prompt", help="instead of the instruction the run was trained with")
-    add("--source", choices=SOURCES, default="answer", help="what to ask (answer)")
+    add("--source", choices=SOURCES, default="answer", help="what to query (answer)")
     add("--teachers", type=int, default=0, metavar="N", help="worked examples before each photo (0)")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the pictures (predictions)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
-    return described
+    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    if absent := [str(path) for path in arguments.images if not path.is_file()]:
-        raise DataError(f"no such photo: {', '.join(absent)}; check the names")
-    targets = drawn_names(arguments.images)
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if missing := [str(path) for path in arguments.images if not path.is_file()]:
+        raise DataError(f"no such photo: {', '.join(missing)}; check the names")
+    names = _picture_names(arguments.images)
     from bbu.data.images import load_image
     from bbu.inference import Qwen25VLInference
     from bbu.inference.drawing import draw_detections
@@ -43,18 +43,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = predictor.predict(images, arguments.prompt, source=arguments.source)
-    for path, name, image, found in zip(arguments.images, targets, images, results, strict=True):
-        boxes = predictor.in_pixels_of(image, found)
-        captions = [item.desc for item in found.objects]
+    for path, name, image, detections in zip(arguments.images, names, images, results, strict=True):
+        boxes = predictor.boxes_in_image(image, detections)
+        captions = [item.desc for item in detections.objects]
         draw_detections(image, boxes, captions).save(arguments.out / name)
-        print(json.dumps(described(path, image.size, boxes, captions, found.scores), ensure_ascii=False))
+        print(json.dumps(_json_line(path, image.size, boxes, captions, detections.scores), ensure_ascii=False))
     return 0
 
 
-def described(
+def _json_line(
     path: Path, size: tuple[int, int], boxes: Sequence[Box], captions: Sequence[str], scores: Sequence[float]
 ) -> dict[str, Any]:
-    """One photo's line: a view in the pixels of the photo, with a score beside each object."""
+    """Describe one photo as a view in its own pixels, with a score beside each object."""
     objects = [
         {"bbox_2d": [round(c, 1) for c in box], "desc": caption, "score": round(score, 4)}
         for box, caption, score in zip(boxes, captions, scores, strict=True)
@@ -62,8 +62,8 @@ def described(
     return {"images": [str(path)], "objects": objects, "width": size[0], "height": size[1]}
 
 
-def drawn_names(images: list[Path]) -> list[str]:
-    """File names of the drawn pictures; DataError where two photos would share one."""
+def _picture_names(images: list[Path]) -> list[str]:
+    """Name the files of the drawn pictures; DataError where two photos would share one."""
     names = [f"{path.stem}.png" for path in images]
     if twice := {name for name in names if names.count(name) > 1}:
         raise DataError(f"several photos are called {Path(min(twice)).stem}; rename them, or run them one by one")

@@ -1,4 +1,4 @@
-"""`from bbu.inference import Qwen25VLInference`, loaded when first asked for: bbu.inference.parse needs no torch."""
+"""`from bbu.inference import Qwen25VLInference`, loaded at its first use: bbu.inference.parse needs no torch."""
 
 from typing import Any
 

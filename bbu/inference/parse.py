@@ -1,8 +1,8 @@
 """Generated answer text to objects, without ever inventing one.
 
-An answer is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "desc": "..."}`. It is read object by object with
-the standard library: of an answer cut anywhere, every complete object is kept and the cut one is dropped.
-Only malformed text that the model itself ended (EOS) goes to `json_repair`, and is flagged. Torch-free.
+An answer is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "desc": "..."}`. It is decoded object by object with the
+standard library: of an answer cut anywhere, every complete object stays and the cut one is dropped. Only malformed
+text that the model itself ended (EOS) goes to `json_repair`, and its objects are flagged. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ import json_repair
 from bbu.schema import BBUObject
 
 ParseStatus = Literal["ok", "repaired", "truncated", "unparsed"]
+"""ok: the list was complete. repaired: the model ended a malformed answer, and some objects were recovered.
+truncated: generation reached its length limit before the list was closed. unparsed: the model ended the answer, and no
+object was recovered."""
+_Span = tuple[int, int] | None
+"""First character and the character after the last of an object in the answer; None for a repaired one."""
 
 _START = re.compile(r"\[(?=\s*(?:[{\]]|$))|(?=\{)")
 _SPACE = re.compile(r"\s*")
@@ -26,47 +31,55 @@ _SPACE = re.compile(r"\s*")
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What one answer said. `objects` keep the order of the answer, boxes in the answer's own pixels;
-    `rejected` counts by reason what was written but is no usable object; `spans` says where in the text each
-    object stands (characters, end excluded), None for one that had to be repaired."""
+    """The content of one answer."""
 
     objects: tuple[BBUObject, ...]
+    """The usable objects in the order of the answer, boxes in the pixels that the answer uses."""
     status: ParseStatus
     rejected: dict[str, int]
-    spans: tuple[tuple[int, int] | None, ...] = ()
+    """Reason -> number of things that were written but are not usable objects."""
+    spans: tuple[_Span, ...] = ()
+    """Where in the text each object is."""
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _DecodedList:
+    """The JSON values that could be decoded one after the other."""
+
     values: list[Any]
-    spans: list[tuple[int, int] | None]
+    spans: list[_Span]
     end: int
+    """The position in the text after the last value and what separates it from the next."""
     closed: bool
+    """Whether the list's closing bracket was reached."""
 
 
 def parse_answer(text: str, *, finished: bool, width: int | None = None, height: int | None = None) -> ParsedAnswer:
-    """Read the objects of one generated answer.
+    """Parse the objects of one generated answer. Raises nothing: any text is an answer.
 
-    finished: the model ended the answer itself (EOS); False when generation hit its length limit.
-    width, height: pixels of the image the boxes refer to; where given, boxes wholly outside are rejected.
-    Boxes partly outside stay as written: clipping is not this function's to decide.
-    Status: ok | repaired (finished but malformed, something recovered) | truncated (not finished and the list
-    not closed) | unparsed (finished, nothing recovered). Raises nothing: any text is an answer.
+    Boxes partly outside the image stay as written; whoever uses them decides about clipping.
+
+    Args:
+        text: the answer, without special tokens.
+        finished: whether the model ended the answer itself (EOS); False when generation reached its length limit.
+        width: pixels of the image that the boxes refer to; where given, boxes wholly outside are rejected.
+        height: likewise.
     """
     start = _START.search(text)
     if start is None:
         return ParsedAnswer((), "unparsed" if finished else "truncated", {})
-    walk = _walk(text, start.end())
-    values = list(walk.values)
-    if finished and not walk.closed:
-        values += _repair(text[walk.end :])
-    spans = walk.spans + [None] * (len(values) - len(walk.values))
-    objects, kept, rejected = _accept(values, spans, width, height)
-    if not walk.closed and text[walk.end :].strip() and len(values) == len(walk.values):
+    decoded = _decode_list(text, start.end())
+    values = list(decoded.values)
+    if finished and not decoded.closed:
+        values += _repair(text[decoded.end :])
+    spans = decoded.spans + [None] * (len(values) - len(decoded.values))
+    objects, object_spans, rejected = _select_usable(values, spans, width, height)
+    # Count what follows the last value if it was not repaired, and objects after the end of the list.
+    if not decoded.closed and text[decoded.end :].strip() and len(values) == len(decoded.values):
         rejected["incomplete" if not finished else "malformed"] += 1
-    if walk.closed and '"bbox_2d"' in text[walk.end :]:
-        rejected["after_the_list"] += text.count('"bbox_2d"', walk.end)
-    return ParsedAnswer(objects, _status(walk.closed, finished, bool(objects)), dict(rejected), kept)
+    if decoded.closed and '"bbox_2d"' in text[decoded.end :]:
+        rejected["after_the_list"] += text.count('"bbox_2d"', decoded.end)
+    return ParsedAnswer(objects, _status(decoded.closed, finished, bool(objects)), dict(rejected), object_spans)
 
 
 def _status(closed: bool, finished: bool, any_objects: bool) -> ParseStatus:
@@ -77,14 +90,14 @@ def _status(closed: bool, finished: bool, any_objects: bool) -> ParseStatus:
     return "repaired" if any_objects else "unparsed"
 
 
-def _walk(text: str, position: int) -> _Walk:
+def _decode_list(text: str, position: int) -> _DecodedList:
     """Decode `value, value, ...` from `position` until `]`, the end of the text or the first defect."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     values: list[Any] = []
-    spans: list[tuple[int, int] | None] = []
-    position = _skip(text, position)
+    spans: list[_Span] = []
+    position = _skip_space(text, position)
     if text.startswith("]", position):
-        return _Walk(values, spans, position, True)
+        return _DecodedList(values, spans, position, True)
     while text.startswith("{", position):
         try:
             value, end = decoder.raw_decode(text, position)
@@ -92,28 +105,29 @@ def _walk(text: str, position: int) -> _Walk:
             break
         values.append(value)
         spans.append((position, end))
-        position = _skip(text, end)
+        position = _skip_space(text, end)
         if text.startswith("]", position):
-            return _Walk(values, spans, position, True)
+            return _DecodedList(values, spans, position, True)
         if not text.startswith(",", position):
             break
-        position = _skip(text, position + 1)
-    return _Walk(values, spans, position, False)
+        position = _skip_space(text, position + 1)
+    return _DecodedList(values, spans, position, False)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
-    """A JSON object, or None where a key is given twice: which of the two was meant is not ours to guess."""
+    """Make a JSON object, or None where a key is given twice: which of the two is meant cannot be known."""
     data = dict(pairs)
     return data if len(data) == len(pairs) else None
 
 
-def _skip(text: str, position: int) -> int:
+def _skip_space(text: str, position: int) -> int:
     match = _SPACE.match(text, position)
     assert match is not None
     return match.end()
 
 
 def _repair(tail: str) -> list[Any]:
+    """Recover values from malformed text; nothing where it holds no object."""
     if "{" not in tail:
         return []
     try:
@@ -123,25 +137,25 @@ def _repair(tail: str) -> list[Any]:
     return repaired if isinstance(repaired, list) else [repaired]
 
 
-def _accept(
-    values: list[Any], spans: list[tuple[int, int] | None], width: int | None, height: int | None
-) -> tuple[tuple[BBUObject, ...], tuple[tuple[int, int] | None, ...], Counter[str]]:
-    """(usable objects, where they stand, why the others are not usable)."""
+def _select_usable(
+    values: list[Any], spans: list[_Span], width: int | None, height: int | None
+) -> tuple[tuple[BBUObject, ...], tuple[_Span, ...], Counter[str]]:
+    """Return the usable objects, their spans, and the number of others by reason."""
     objects: list[BBUObject] = []
-    kept: list[tuple[int, int] | None] = []
+    object_spans: list[_Span] = []
     rejected: Counter[str] = Counter()
     for value, span in zip(values, spans, strict=True):
-        item = _object(value, width, height)
+        item = _object_or_reason(value, width, height)
         if isinstance(item, str):
             rejected[item] += 1
         else:
             objects.append(item)
-            kept.append(span)
-    return tuple(objects), tuple(kept), rejected
+            object_spans.append(span)
+    return tuple(objects), tuple(object_spans), rejected
 
 
-def _object(value: Any, width: int | None, height: int | None) -> BBUObject | str:
-    """The object, or the reason why it is none."""
+def _object_or_reason(value: Any, width: int | None, height: int | None) -> BBUObject | str:
+    """Return the object, or the reason why the value is not a usable one."""
     if not isinstance(value, dict):
         return "not_an_object"
     box, desc = value.get("bbox_2d"), value.get("desc")
@@ -150,7 +164,7 @@ def _object(value: Any, width: int | None, height: int | None) -> BBUObject | st
     if not isinstance(desc, str) or not desc.strip():
         return "no_description"
     if any("\ud800" <= character <= "\udfff" for character in desc):
-        return "no_text"  # half a character, which no file can hold
+        return "no_text"  # half of a surrogate pair, which UTF-8 cannot encode
     x1, y1, x2, y2 = (float(c) for c in box)
     if not (x1 < x2 and y1 < y2):
         return "empty_box"

@@ -1,7 +1,7 @@
 """Photos in, described boxes out: the one place that joins model, prompt and parser for inference.
 
-There are two ways to find parts: the answer the language model writes, and the detection head. They can be asked
-apart or together.
+There are two sources of objects: the answer that the language model writes, and the detection head. They can be
+queried one by one or together (`both`).
 """
 
 from __future__ import annotations
@@ -28,37 +28,51 @@ from bbu.inference.merge import merge
 from bbu.inference.parse import parse_answer
 from bbu.inference.scores import SCORE_SOURCE, ChosenLogProbabilities, object_scores
 from bbu.losses.boxes import to_corners
+from bbu.models.detection_head import DetectionOutput
 from bbu.models.qwen import DetectionQuery, load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.resize import smart_resize
 from bbu.run.folder import RUN_CONFIG
 from bbu.schema import SOURCES, BBUObject, Box, Source, View
 
 MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+"""The keys of a padded batch that the model takes."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one photo: boxes in pixels of the image as the model sees it (`size`, width and height),
-    a score beside each object, and how the answer read (`ok` for the head, which cannot be malformed)."""
+    """The objects that one source detected in one photo."""
 
     objects: tuple[BBUObject, ...]
+    """Their boxes are in pixels of the image as the model sees it."""
     scores: tuple[float, ...]
+    """A score in 0..1 for each object."""
     score_source: str
+    """What the scores are: coordinate_probability, objectness or both."""
     size: tuple[int, int]
+    """Width and height of the image as the model sees it, in pixels."""
     status: str = "ok"
+    """How the answer was parsed (`ParseStatus`); always ok for the head, whose output cannot be malformed."""
     rejected: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of things in the answer that are not usable objects."""
 
     def scoring_at_least(self, min_score: float) -> Detections:
-        """Without objects whose score is below `min_score`."""
-        kept = [(item, score) for item, score in zip(self.objects, self.scores, strict=True) if score >= min_score]
-        objects, scores = tuple(item for item, _ in kept), tuple(score for _, score in kept)
+        """Leave out the objects whose score is below `min_score`."""
+        pairs = [(item, score) for item, score in zip(self.objects, self.scores, strict=True) if score >= min_score]
+        objects, scores = tuple(item for item, _ in pairs), tuple(score for _, score in pairs)
         return dataclasses.replace(self, objects=objects, scores=scores)
 
 
 class Predictor:
-    """A model folder that finds parts.
+    """Detects objects in photos with the model of a folder.
 
-    bf16: compute on a GPU in bfloat16, as training did. num_teachers: worked examples of the pool before each photo.
+    Args:
+        folder: a model folder, or a checkpoint.
+        model: how the model is loaded and how it generates.
+        data: prompt, pixel limits and the pool of worked examples.
+        detection: threshold and limit of the head's objects.
+        device: a torch device.
+        bf16: compute on a GPU in bfloat16, as training did.
+        num_teachers: worked examples of the pool before each photo.
     """
 
     def __init__(
@@ -75,7 +89,7 @@ class Predictor:
         if bf16 and device != "cpu":
             model = dataclasses.replace(model, torch_dtype="bfloat16")
         self._config, self._detection = model, detection
-        # Any: transformers' decorators hide the types of generate and to
+        # Any, because transformers' decorators hide the types of generate() and to().
         self._model: Any = load_model(folder, model, for_training=False)
         self._model.eval().to(device)
         self._tokenizer = load_tokenizer(folder)
@@ -87,7 +101,7 @@ class Predictor:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """What this model can be asked: a model without a head has its answer alone."""
+        """The sources that this model has: without a detection head, the answer alone."""
         return SOURCES if self._model.detection_head is not None else SOURCES[:1]
 
     def predict(
@@ -110,37 +124,49 @@ class Predictor:
             ModelError: the detection head is queried, but the model has none.
         """
         if source not in self.sources:
-            raise ModelError(f"{self._model.name_or_path}: no detection head; ask for source answer")
+            raise ModelError(f"{self._model.name_or_path}: no detection head; use source answer")
         min_score = self._detection.detection_score_threshold if min_score is None else min_score
-        find = {
-            "answer": self._answer,
-            "head": partial(self._head, min_score=min_score),
-            "both": partial(self._both, min_score=min_score),
+        query = {
+            "answer": self._query_answer,
+            "head": partial(self._query_head, min_score=min_score),
+            "both": partial(self._query_both, min_score=min_score),
         }[source]
-        found: list[Detections] = []
+        detections: list[Detections] = []
         for start in range(0, len(images), self._config.generation_batch_size):
-            part = images[start : start + self._config.generation_batch_size]
+            group = images[start : start + self._config.generation_batch_size]
             samples = [
-                self._builder.ask(f"image {start + i}", [im], prompt, self._teachers) for i, im in enumerate(part)
+                self._builder.ask(f"image {start + i}", [im], prompt, self._teachers) for i, im in enumerate(group)
             ]
-            found += find(samples, self._moved(self._collate(samples)))
-        return found
+            detections += query(samples, self._to_device(self._collate(samples)))
+        return detections
 
     def predict_detection(
         self, images: Sequence[Image.Image], prompt: str | None = None, *, source: Source = "answer"
     ) -> tuple[list[list[Box]], list[list[str]]]:
-        """(boxes, captions), one list per image; boxes are (x1, y1, x2, y2) in pixels of the image given."""
-        found = self.predict(images, prompt, source=source)
-        boxes = [self.in_pixels_of(image, one) for image, one in zip(images, found, strict=True)]
-        return boxes, [[item.desc for item in one.objects] for one in found]
+        """Detect objects and return boxes and captions, a list of each for every image.
 
-    def in_pixels_of(self, image: Image.Image, found: Detections) -> list[Box]:
-        """The boxes, carried from the model's pixels to the given image's."""
+        Args:
+            images: RGB photos.
+            prompt: the instruction; None takes the config's.
+            source: which part of the model to query.
+
+        Returns:
+            The boxes, (x1, y1, x2, y2) in pixels of the image given, and the captions in the same order.
+
+        Raises:
+            ModelError: the detection head is queried, but the model has none.
+        """
+        detections = self.predict(images, prompt, source=source)
+        boxes = [self.boxes_in_image(image, one) for image, one in zip(images, detections, strict=True)]
+        return boxes, [[item.desc for item in one.objects] for one in detections]
+
+    def boxes_in_image(self, image: Image.Image, detections: Detections) -> list[Box]:
+        """Return the boxes in pixels of the given image instead of the image as the model sees it."""
         plan = smart_resize(*image.size, *self._limits)
         x, y = image.width / plan.width, image.height / plan.height
-        return [(b[0] * x, b[1] * y, b[2] * x, b[3] * y) for b in (item.bbox_2d for item in found.objects)]
+        return [(b[0] * x, b[1] * y, b[2] * x, b[3] * y) for b in (item.bbox_2d for item in detections.objects)]
 
-    def _moved(self, batch: Batch) -> dict[str, Any]:
+    def _to_device(self, batch: Batch) -> dict[str, Any]:
         moved: dict[str, Any] = {
             k: v.to(self._model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
         }
@@ -148,7 +174,7 @@ class Predictor:
         return moved
 
     @torch.inference_mode()
-    def _answer(self, samples: Sequence[Sample], batch: dict[str, Any]) -> list[Detections]:
+    def _query_answer(self, samples: Sequence[Sample], batch: dict[str, Any]) -> list[Detections]:
         recorder = ChosenLogProbabilities()
         output = self._model.generate(
             **{key: batch[key] for key in MODEL_KEYS},
@@ -159,11 +185,11 @@ class Predictor:
             logits_processor=LogitsProcessorList([recorder]),
         )
         answers = output[:, batch["input_ids"].shape[1] :].tolist()
-        return [self._read(*each) for each in zip(answers, recorder.rows(), samples, strict=True)]
+        return [self._read_answer(*row) for row in zip(answers, recorder.rows(), samples, strict=True)]
 
-    def _read(self, ids: list[int], log_probabilities: list[float], sample: Sample) -> Detections:
-        end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
-        assert isinstance(end, int)
+    def _read_answer(self, ids: list[int], log_probabilities: list[float], sample: Sample) -> Detections:
+        """Parse one generated answer; `ids` may be padded after the end token."""
+        end = self._end_token
         finished = end in ids
         ids = ids[: ids.index(end)] if finished else ids
         text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -173,59 +199,75 @@ class Predictor:
         return Detections(answer.objects, scores, SCORE_SOURCE, sample.image_size, answer.status, answer.rejected)
 
     @torch.inference_mode()
-    def _head(self, samples: Sequence[Sample], batch: dict[str, Any], min_score: float) -> list[Detections]:
-        """The vision tower and the head alone; the language model is not run."""
+    def _query_head(self, samples: Sequence[Sample], batch: dict[str, Any], min_score: float) -> list[Detections]:
+        """Run the vision tower and the head; the language model is not run."""
         query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
-        given = {key: batch[key] for key in ("pixel_values", "image_grid_thw")}
-        _, output = self._model(**given, detection=query, read_detection=lambda output, model: output)
-        scores = output.logits[-1].sigmoid().masked_fill(~output.valid, 0.0)
-        kept, order = scores.topk(min(scores.shape[1], self._detection.detection_max_predictions), dim=1)
-        wanted = (kept >= min_score) & (kept > 0)
-        rows, columns = wanted.nonzero(as_tuple=True)
-        queries = order[rows, columns]
-        captions = self._captions(output.states[rows, queries])
+        vision = {key: batch[key] for key in ("pixel_values", "image_grid_thw")}
+        _, output = self._model(**vision, detection=query, read_detection=lambda output, model: output)
+        rows, queries, scores = self._best_queries(output, min_score)
+        captions = self._decode_captions(output.states[rows, queries])
+        # 0..1 of the image, from the last decoder layer
         corners = to_corners(output.boxes[-1][rows, queries]).clamp(0, 1).tolist()
-        found: list[tuple[list[BBUObject], list[float]]] = [([], []) for _ in samples]
-        for row, box, caption, score in zip(
-            rows.tolist(), corners, captions, kept[rows, columns].tolist(), strict=True
-        ):
+        pairs: list[list[tuple[BBUObject, float]]] = [[] for _ in samples]
+        for row, box, caption, score in zip(rows.tolist(), corners, captions, scores.tolist(), strict=True):
             width, height = samples[row].image_size
             pixels = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
             if pixels[0] < pixels[2] and pixels[1] < pixels[3] and caption:
-                found[row][0].append(BBUObject(pixels, caption))
-                found[row][1].append(score)
+                pairs[row].append((BBUObject(pixels, caption), score))
         return [
-            Detections(tuple(objects), tuple(scores), "objectness", sample.image_size)
-            for (objects, scores), sample in zip(found, samples, strict=True)
+            Detections(tuple(item for item, _ in one), tuple(s for _, s in one), "objectness", sample.image_size)
+            for one, sample in zip(pairs, samples, strict=True)
         ]
 
-    def _captions(self, states: torch.Tensor) -> list[str]:
+    def _best_queries(
+        self, output: DetectionOutput, min_score: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Select the queries that are reported: (row in the batch, query, score), three [M], best first in each row."""
+        scores = output.logits[-1].sigmoid().masked_fill(~output.valid, 0.0)
+        best, order = scores.topk(min(scores.shape[1], self._detection.detection_max_predictions), dim=1)
+        # A score of 0 is that of a query which is padding.
+        rows, columns = ((best >= min_score) & (best > 0)).nonzero(as_tuple=True)
+        return rows, order[rows, columns], best[rows, columns]
+
+    def _decode_captions(self, states: torch.Tensor) -> list[str]:
+        """Generate a caption for each query state, [M, D] with D the width of the head."""
         if not len(states):
             return []
-        end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
-        assert isinstance(end, int)
         ids, _ = self._model.detection_head.captions.generate(
-            states, self._model.get_input_embeddings(), self._model.lm_head, end
+            states, self._model.get_input_embeddings(), self._model.lm_head, self._end_token
         )
         return [text.strip() for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def _both(self, samples: Sequence[Sample], batch: dict[str, Any], min_score: float) -> list[Detections]:
-        pairs = zip(self._answer(samples, batch), self._head(samples, batch, min_score), strict=True)
+    def _query_both(self, samples: Sequence[Sample], batch: dict[str, Any], min_score: float) -> list[Detections]:
+        pairs = zip(self._query_answer(samples, batch), self._query_head(samples, batch, min_score), strict=True)
         return [merge_detections(answer, head) for answer, head in pairs]
+
+    @property
+    def _end_token(self) -> int:
+        """The token that ends an answer and a caption."""
+        end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
+        assert isinstance(end, int)
+        return end
 
 
 def merge_detections(answer: Detections, head: Detections) -> Detections:
-    """The answer's objects, confirmed by the head where it saw them too, and what the head alone saw."""
+    """Merge two sources: the answer's objects, confirmed where the head detected them too, and the head's others."""
     objects, scores = merge((answer.objects, answer.scores), (head.objects, head.scores))
     return Detections(objects, scores, "both", answer.size, answer.status, answer.rejected)
 
 
 class Qwen25VLInference(Predictor):
-    """A checkpoint of this project as a predictor, under the config it was trained with.
+    """Predicts with a checkpoint of this project, under the config that it was trained with.
 
-    checkpoint_dir: a published `checkpoint-{step}` folder. overrides: `key=value` texts on top of its config.
-    num_teacher_samples: worked examples before each photo. Raises CheckpointError for another folder, ModelError or
-    ConfigError for what is wrong inside.
+    Args:
+        checkpoint_dir: a published `checkpoint-{step}` folder.
+        overrides: `key=value` texts on top of its config.
+        device: a torch device; None takes the GPU if there is one.
+        num_teacher_samples: worked examples before each photo.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint.
+        ModelError, ConfigError: its model or its config cannot be loaded.
     """
 
     def __init__(
@@ -252,5 +294,5 @@ class Qwen25VLInference(Predictor):
 
 
 def best_device() -> str:
-    """The GPU where there is one."""
+    """Name the GPU where there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"

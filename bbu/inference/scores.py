@@ -1,4 +1,4 @@
-"""How sure a generated answer is of each of its boxes: from the probabilities of its coordinate tokens."""
+"""A score for each box of a generated answer, from the probabilities of its coordinate tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 from bbu.inference.parse import ParsedAnswer
 
 SCORE_SOURCE = "coordinate_probability"
+"""What the scores of an answer are, as predictions name it."""
 
 
 class ChosenLogProbabilities(LogitsProcessor):
-    """Keeps the log-probability of each greedily chosen token; put last, it sees what the choice is made from.
+    """Records the log-probability of each greedily chosen token.
 
-    generate()'s own scores would keep the whole vocabulary for every token.
+    Put last among the processors, it sees the scores that the choice is made from. generate()'s own record would keep
+    the whole vocabulary for every token.
     """
 
     def __init__(self) -> None:
@@ -27,7 +29,7 @@ class ChosenLogProbabilities(LogitsProcessor):
         return scores
 
     def rows(self) -> list[list[float]]:
-        """One list an answer, a value a token."""
+        """Return a list for each answer, with a log-probability for each token."""
         return torch.stack(self.steps, dim=1).tolist()
 
 
@@ -38,31 +40,39 @@ def object_scores(
     log_probabilities: Sequence[float],
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[float, ...]:
-    """The geometric mean of the probabilities of each object's coordinate tokens.
+    """Score each object by the geometric mean of the probabilities of its coordinate tokens.
 
-    ids: the generated tokens that `text` was decoded from. An object that had to be repaired has no place in the
-    text and gets the mean of the whole answer.
+    An object that had to be repaired has no place in the text and gets the mean over the whole answer.
+
+    Args:
+        answer: the objects, with their spans in `text`.
+        text: the answer.
+        ids: the generated tokens that `text` was decoded from.
+        log_probabilities: of each generated token; values after the last of `ids` are ignored.
+        tokenizer: a byte-level BPE, as Qwen's.
     """
-    ends = token_ends(ids, tokenizer)
-    whole = _mean(log_probabilities[: len(ends)])
+    ends = _token_ends(ids, tokenizer)
+    starts = [0, *ends[:-1]]
+    answer_mean = _geometric_mean(log_probabilities[: len(ends)])
     scores = []
     for span in answer.spans:
         if span is None:
-            scores.append(whole)
+            scores.append(answer_mean)
             continue
+        # The coordinates lie between the brackets of the object's box; tokens are placed in bytes, the span in
+        # characters.
         opening = text.index("[", span[0])
         closing = text.index("]", opening)
         first, last = (len(text[:position].encode()) for position in (opening + 1, closing))
-        starts = [0, *ends[:-1]]
         inside = [p for p, a, b in zip(log_probabilities, starts, ends, strict=False) if a < last and b > first]
-        scores.append(_mean(inside))
+        scores.append(_geometric_mean(inside))
     return tuple(scores)
 
 
-def token_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Where each token ends in the decoded text, in bytes of UTF-8; special tokens take no room.
+def _token_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Find where each token ends in the decoded text, in bytes of UTF-8; special tokens take no room.
 
-    A byte-level BPE writes each byte as one character of its vocabulary, so a token's length is its bytes.
+    A byte-level BPE writes each byte as one character of its vocabulary, so a token is as long as its bytes.
     """
     special = set(tokenizer.all_special_ids)
     ends, position = [], 0
@@ -73,5 +83,5 @@ def token_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[i
     return ends
 
 
-def _mean(log_probabilities: Sequence[float]) -> float:
+def _geometric_mean(log_probabilities: Sequence[float]) -> float:
     return math.exp(sum(log_probabilities) / len(log_probabilities)) if log_probabilities else 0.0

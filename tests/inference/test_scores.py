@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bbu.inference.parse import parse_answer
-from bbu.inference.scores import ChosenLogProbabilities, object_scores, token_ends
+from bbu.inference.scores import ChosenLogProbabilities, _token_ends, object_scores
 from bbu.models.tiny import build_tokenizer
 
 TEXT = '[{"bbox_2d": [1, 2, 33, 4], "desc": "机柜空间/满载"}, {"bbox_2d": [5, 6, 7, 88], "desc": "标签贴纸"}]'
@@ -22,7 +22,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def test_tokens_end_where_their_bytes_do(tokenizer: PreTrainedTokenizerBase):
     ids = tokenizer.encode(TEXT, add_special_tokens=False)
-    ends = token_ends(ids, tokenizer)
+    ends = _token_ends(ids, tokenizer)
     assert ends[-1] == len(TEXT.encode())
     for count in range(len(ids)):
         prefix = tokenizer.decode(ids[:count])
@@ -32,7 +32,7 @@ def test_tokens_end_where_their_bytes_do(tokenizer: PreTrainedTokenizerBase):
 
 def test_only_coordinate_tokens_of_the_object_count(tokenizer: PreTrainedTokenizerBase):
     ids = tokenizer.encode(TEXT, add_special_tokens=False)
-    ends = token_ends(ids, tokenizer)
+    ends = _token_ends(ids, tokenizer)
     first = range(TEXT.index("1, 2, 33"), TEXT.index('], "desc'))  # all ASCII up to here: bytes are characters
     halves = [math.log(0.5) if first.start < end and end - 1 < first.stop else 0.0 for end in ends]
     scores = object_scores(parse_answer(TEXT, finished=True), TEXT, ids, halves, tokenizer)
