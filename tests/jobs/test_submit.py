@@ -85,12 +85,15 @@ def test_the_demo_comes_first_and_makes_only_what_is_missing(tmp_path: Path):
     jobs = planned("pipeline", "--demo", *rooms)
     assert jobs["demo"].commands == (("-m", "bbu.demo", "--out", f"{tmp_path}/rooms"),)
     assert next(iter(jobs)) == "demo" and jobs["convert"].after == ("demo",)
-    there = ["--set", f"vendor_dir={tmp_path}", "--set", f"model_path={tmp_path}/model", "--set", "seed=7"]
+
+
+def test_the_demo_builds_the_tiny_model_with_the_configs_seed_unless_it_is_there(tmp_path: Path):
+    rooms = ["--set", f"vendor_dir={tmp_path}", "--set", "seed=7"]
+    model = ["--set", f"model_path={tmp_path}/model"]
     build = ("-m", "bbu.models.tiny", "--out", f"{tmp_path}/model", "--seed", "7")
-    assert planned("pipeline", "--demo", *there)["demo"].commands == (build,)
-    assert "demo" not in planned(
-        "pipeline", "--demo", "--set", f"vendor_dir={tmp_path}", "--set", f"model_path={tmp_path}"
-    )
+    assert planned("pipeline", "--demo", *rooms, *model, cluster="local")["demo"].commands == (build,)
+    (tmp_path / "model").mkdir()
+    assert "demo" not in planned("pipeline", "--demo", *rooms, *model, cluster="local")
 
 
 def test_a_dry_run_prints_and_submits_nothing(capsys: pytest.CaptureFixture[str]):
