@@ -15,7 +15,7 @@ from tabulate import tabulate
 from tests.cluster import testbed
 from tests.cluster.conftest import session_folder
 from tests.cluster.testbed import Cluster
-from tests.cluster.user import User, eventually
+from tests.cluster.user import User, wait_until
 
 SHARDS, RUNS, REPEATS = 1000, 100, 5
 
@@ -117,7 +117,7 @@ def requeue(user: User) -> list:
         saved = list(folder.glob("checkpoint-*/MANIFEST.json"))
         return bool(saved) and bool(re.search(r"JobState=PENDING .*Restarts=1 ", shown))
 
-    eventually(back, 60, lambda: user.output(job)[-2000:])
+    wait_until(back, 60, lambda: user.output(job)[-2000:])
     seconds = time.perf_counter() - start
     user.cluster.run(["scancel", "--me"])
     return ["signal to requeued, with a checkpoint", seconds, "", None]

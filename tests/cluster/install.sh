@@ -135,18 +135,15 @@ create_user() {
 
 # The login node has the torch-free base dependencies and nothing else; refreshed when their list changes.
 make_login_venv() {
-    local venv=$BBU_TESTBED/login wanted
+    local venv=$BBU_TESTBED/login dependencies
     [ -f "$REPO/pyproject.toml" ] || { say "no pyproject.toml yet: login venv left out"; return; }
-    wanted=$(/usr/bin/python3 -c '
-import sys, tomllib
-with open(sys.argv[1], "rb") as file:
-    print("\n".join(tomllib.load(file)["project"]["dependencies"]))' "$REPO/pyproject.toml")
-    [ "$wanted" = "$(cat "$venv/wanted.txt" 2>/dev/null)" ] && return
+    dependencies=$(/usr/bin/python3 "$REPO/tests/cluster/base_dependencies.py" "$REPO/pyproject.toml")
+    [ "$dependencies" = "$(cat "$venv/dependencies.txt" 2>/dev/null)" ] && return
     /usr/bin/python3 -m venv --clear "$venv"
-    "$venv/bin/pip" install --quiet -r /dev/stdin <<<"$wanted" >"$LOGS/login-venv.log" 2>&1 ||
+    "$venv/bin/pip" install --quiet -r /dev/stdin <<<"$dependencies" >"$LOGS/login-venv.log" 2>&1 ||
         die "could not install the login venv; see $LOGS/login-venv.log"
-    echo "$wanted" >"$venv/wanted.txt"
-    say "login venv has $(wc -l <"$venv/wanted.txt") base dependencies"
+    echo "$dependencies" >"$venv/dependencies.txt"
+    say "login venv has $(wc -l <"$venv/dependencies.txt") base dependencies"
 }
 
 # $ENV_FILE: what a login shell on this cluster has; sourced by people, and the first cluster's by the user's

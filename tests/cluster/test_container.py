@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.testbed import Cluster
-from tests.cluster.user import eventually
+from tests.cluster.user import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -44,12 +44,12 @@ def enter(home: Path, command: str) -> str:
 
 @pytest.mark.parametrize("code", [0, 3, 75])
 def test_the_commands_exit_code_comes_back_through_srun(cluster: Cluster, home: Path, env: dict, code: int) -> None:
-    done = cluster.run(enter(home, f"python -c 'raise SystemExit({code})'"), env=env, check=False)
+    done = cluster.run(enter(home, f"python {home}/tests/jobs/programs/leave.py {code}"), env=env, check=False)
     assert done.returncode == code, done.stderr
 
 
 def test_a_killed_command_gives_128_and_its_signal(cluster: Cluster, home: Path, env: dict) -> None:
-    line = f"{home}/slurm/container.sh python -c 'import os; os.kill(os.getpid(), 9)'"
+    line = f"{home}/slurm/container.sh python {home}/tests/jobs/programs/die.py"
     assert cluster.run(line, env=env, check=False).returncode == 128 + 9
 
 
@@ -99,7 +99,7 @@ def test_a_stop_while_the_image_is_hashed_asks_to_be_run_again(
     line = f"PATH={folder}:$PATH {enter(home, 'true')}; echo code $?"
     env = env | {"BBU_IMAGE_SHA256": pin, "TMPDIR": str(folder)}
     job = cluster.sbatch("-N2", "--wrap", line, cwd=folder, env=env)
-    wait_until(lambda: list(folder.glob("bbu-verified.*/*.new")), cluster, job)
+    wait_for_job(lambda: list(folder.glob("bbu-verified.*/*.new")), cluster, job)
     cluster.run(["scancel", f"--signal={signal}", f"{job}.0"])
     cluster.wait(job)
     output = cluster.job_output(job)
@@ -108,12 +108,12 @@ def test_a_stop_while_the_image_is_hashed_asks_to_be_run_again(
 
 def test_the_checkouts_code_runs_or_the_images(cluster: Cluster, home: Path, env: dict, folder: Path) -> None:
     cluster.run(f"cp -r {home}/bbu {home}/configs {folder} && echo 0123abc >{folder}/REVISION")
-    line = f"{home}/slurm/container.sh python -c 'import bbu, os; print(bbu.__file__, os.environ[\"BBU_COMMIT\"])'"
+    line = f"{home}/slurm/container.sh python {home}/tests/cluster/programs/print_code.py"
     carried = {"BBU_BINDS": f"{folder}:/opt/bbu/src"}
     assert cluster.run(line, cwd=home, env=env | carried).stdout == f"{home}/bbu/__init__.py \n"
     image = cluster.run(line, cwd=home, env=env | carried | {"BBU_CODE": "image"})
     assert image.stdout == "/opt/bbu/src/bbu/__init__.py 0123abc\n"
-    module = line[: line.index("-c")] + "-m bbu.train --config smoke --validate-only"
+    module = f"{home}/slurm/container.sh python -m bbu.train --config smoke --validate-only"
     assert "/opt/bbu/src/" in cluster.run(module, cwd=home, env=env | carried | {"BBU_CODE": "image"}).stdout
 
 
@@ -125,7 +125,7 @@ def test_an_image_without_code_cannot_run_its_own(cluster: Cluster, home: Path, 
 def test_scratch_is_the_inner_tmpdir_and_goes_with_the_task(
     cluster: Cluster, home: Path, env: dict, folder: Path
 ) -> None:
-    line = "python -c 'import tempfile; print(tempfile.mkdtemp()); raise SystemExit(3)'"
+    line = f"python {home}/tests/cluster/programs/make_temporary.py"
     done = cluster.run(enter(home, line), env=env | {"BBU_SCRATCH": str(folder)}, check=False)
     assert done.returncode == 3
     assert len({Path(path).parent for path in done.stdout.split()}) == 2
@@ -147,7 +147,7 @@ def test_nothing_stays_mounted(cluster: Cluster, home: Path, env: dict) -> None:
 
 def test_a_dead_mount_of_a_killed_job_is_swept_up_by_the_next(cluster: Cluster, home: Path, env: dict) -> None:
     before = mounted()
-    killed = f"setsid {home}/slurm/container.sh python -c 'import os; os.killpg(0, 9)'"
+    killed = f"setsid {home}/slurm/container.sh python {home}/tests/cluster/programs/kill_group.py"
     cluster.run(killed, env=env, check=False)
     assert mounted() > before
     cluster.run(f"{home}/slurm/container.sh true", env=env)
@@ -155,13 +155,7 @@ def test_a_dead_mount_of_a_killed_job_is_swept_up_by_the_next(cluster: Cluster, 
 
 
 LEFT_BEHIND = """
-{enter} python -c '
-import pathlib, time
-print("up", flush=True)
-while not pathlib.Path("{folder}/go").exists(): time.sleep(0.05)
-import torch, transformers
-print("read", torch.ones(3).sum().item(), flush=True)
-' >{folder}/out & owner=$!
+{enter} python {program} {folder}/go >{folder}/out & owner=$!
 until grep -q up {folder}/out; do sleep 0.05; done
 {enter} true; grep -c {folder}/bbu-image /proc/mounts
 kill -KILL $owner
@@ -177,7 +171,8 @@ true"""
 def test_a_killed_ones_mount_is_swept_up_by_the_next_but_a_living_ones_is_not(
     cluster: Cluster, home: Path, env: dict, folder: Path
 ) -> None:
-    script = LEFT_BEHIND.format(enter=f"{home}/slurm/container.sh", folder=folder)
+    program = home / "tests/cluster/programs/read_image_late.py"
+    script = LEFT_BEHIND.format(enter=f"{home}/slurm/container.sh", program=program, folder=folder)
     told = cluster.run(script, env=env | {"TMPDIR": str(folder)}).stdout.split()
     # mounted while it lives; unmounted once its owner is killed; served while the program still reads; ended
     assert told == ["1", "0", "1", "0"]
@@ -224,11 +219,11 @@ def survivors(cluster: Cluster, home: Path, env: dict, signal: str) -> str:
 
 
 def wait_for_output(cluster: Cluster, job: str, text: str, times: int) -> None:
-    wait_until(lambda: cluster.job_output(job).count(text) >= times, cluster, job)
+    wait_for_job(lambda: cluster.job_output(job).count(text) >= times, cluster, job)
 
 
-def wait_until(condition: Callable[[], object], cluster: Cluster, job: str) -> None:
-    eventually(lambda: bool(condition()), 60, lambda: cluster.describe(job))
+def wait_for_job(condition: Callable[[], object], cluster: Cluster, job: str) -> None:
+    wait_until(condition, 60, lambda: cluster.describe(job))
 
 
 @pytest.mark.parametrize("signal", ["USR1", "USR2", "TERM"])

@@ -14,7 +14,7 @@ import pytest
 
 from bbu.run.checkpoints import verify
 from tests.cluster.testbed import Cluster
-from tests.cluster.user import User, eventually
+from tests.cluster.user import User, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.e2e]
 
@@ -52,7 +52,7 @@ class Day:
             seen[0] = self.status(RUN)[0]
             return true(seen[0])
 
-        eventually(look, timeout, lambda: json.dumps(seen[0], indent=1) + self.user.output(self.jobs["train"])[-3000:])
+        wait_until(look, timeout, lambda: json.dumps(seen[0], indent=1) + self.user.output(self.jobs["train"])[-3000:])
         return seen[0]
 
     def preempt(self) -> None:
@@ -153,7 +153,7 @@ def test_a_cancelled_run_keeps_what_it_saved_and_is_resumed_with_a_word(day: Day
     told = day.user.call("submit", "cancel", "output-long").stderr
     assert f"bbu-train {first}: cancelled" in told, told
     assert day.user.cluster.wait(first) == "CANCELLED"
-    eventually(lambda: bool(list(day.user.home.glob("output-long/checkpoint-*"))), 30, lambda: day.user.output(first))
+    wait_until(lambda: bool(list(day.user.home.glob("output-long/checkpoint-*"))), 30, lambda: day.user.output(first))
     second = dict(re.findall(r"(train): job (\d+)", day.user.call("submit", "resume", "output-long").stderr))["train"]
     day.user.wait_for(second, "resuming from")
     refused = day.user.call("submit", "resume", "output-long", check=False)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster import testbed
 from tests.cluster.testbed import Cluster
-from tests.cluster.user import eventually
+from tests.cluster.user import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -82,13 +82,14 @@ def test_an_array_reaches_to_index_20_and_no_further(newer: Cluster) -> None:
 
 def test_the_container_enters(newer: Cluster) -> None:
     home = newer.checkout()
-    line = f"srun -N2 --ntasks-per-node=1 {home}/slurm/container.sh python -c 'import torch; print(torch.__version__)'"
+    program = home / "tests/cluster/programs/print_torch.py"
+    line = f"srun -N2 --ntasks-per-node=1 {home}/slurm/container.sh python {program}"
     told = newer.run(line, env={"BBU_IMAGE": str(newer.image), "BBU_HOME": str(home)}).stdout.splitlines()
     assert len(told) == 2 and told[0] == told[1]
 
 
 def test_a_crontab_entry_is_a_pending_job_that_runs_each_minute(newer: Cluster, minutely: Path) -> None:
-    eventually(lambda: minutely.is_file() and minutely.read_text().endswith("\n"), 75, lambda: f"no line in {minutely}")
+    wait_until(lambda: minutely.is_file() and minutely.read_text().endswith("\n"), 75, lambda: f"no line in {minutely}")
     assert minutely.read_text().splitlines()[0].startswith("bbu slurm-wlm 24.11.")
     queued = newer.run("squeue -h -n minutely -o '%j %T'").stdout
     assert queued in {"minutely PENDING\n", "minutely RUNNING\n", "minutely COMPLETING\n"}

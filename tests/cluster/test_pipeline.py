@@ -11,7 +11,7 @@ import pytest
 
 from bbu.run.checkpoints import verify
 from tests.cluster.testbed import Cluster
-from tests.cluster.user import User
+from tests.cluster.user import User, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.e2e]
 
@@ -110,3 +110,24 @@ def test_a_signal_saves_on_every_rank_at_one_step_requeues_and_the_run_ends_as_p
     assert [start["job"].get("SLURM_RESTART_COUNT", "0") for start in starts] == ["0", "1"]
     told = user.output(job)
     assert not re.search(rf"step {int(saved[0])}/60.*step {int(saved[0])}/60", told, re.DOTALL), "a step was repeated"
+
+
+def test_max_requeues_of_the_run_config_holds_for_a_template_too(user: User, pipeline: dict[str, str]) -> None:
+    """Requeued once and not twice: the trainer states its cap from inside the container."""
+    settings = ("run_name=capped", "max_steps=5000", "save_steps=1000", "max_requeues=1")
+    words = [word for setting in settings for word in ("--set", setting)]
+    job = user.sbatch("-N2", "slurm/train.sbatch", "--config", "smoke", *words)
+    for restarts in (0, 1):
+        wait_until(lambda n=restarts: trains_after_restart(user.output(job), n), 120, lambda: user.output(job)[-4000:])
+        user.cluster.run(["scancel", "--signal=USR2", job])
+    assert user.cluster.wait(job, timeout=120) == "FAILED", user.output(job)
+    text, shown = user.output(job), user.cluster.show(job)
+    assert "ExitCode=75:0" in shown and "Restarts=1 " in shown, shown
+    assert text.count("is requeued") == 1 and "was restarted 1 times, the most allowed (max_requeues)" in text, text
+    assert len(list(user.run_folder("capped").glob("checkpoint-*"))) == 2, "both stops saved"
+
+
+def trains_after_restart(text: str, restarts: int) -> bool:
+    """Whether a job reports steps after it was requeued so often."""
+    parts = text.split(" and is requeued (restart ")
+    return len(parts) == restarts + 1 and "/5000" in parts[-1]

@@ -19,23 +19,9 @@ import pytest
 
 from tests.cluster import testbed
 from tests.cluster.testbed import Cluster
-from tests.cluster.user import User, eventually
+from tests.cluster.user import User, wait_until
 
 pytestmark = pytest.mark.cluster
-
-SUBMIT = """
-import dataclasses, sys
-from pathlib import Path
-from bbu.jobs.clusters import load_profile
-from bbu.jobs.submission import submit_jobs
-from bbu.jobs.spec import JobSpec
-partition, nodes, minutes, requeues, *arguments = sys.argv[1:]
-profile = load_profile("test")
-asked = dataclasses.replace(profile.train, partition=partition, time_minutes=int(minutes))
-commands = tuple((f"tests/cluster/programs/counter.py", f"{name}", *arguments[1:]) for name in arguments[0].split(","))
-spec = JobSpec("count", commands, int(nodes), 1, asked, max_requeues=int(requeues))
-print(submit_jobs((spec,), profile, Path.cwd(), lambda text: None)[0].job_ids[0])
-"""
 
 
 @dataclass(frozen=True)
@@ -79,16 +65,24 @@ class Starter:
 
     user: User
 
-    def by_submit(self, partition: str, steps: int, minutes: int = 30, names: tuple[str, ...] = (), nodes: int = 2,
-                  requeues: int = 3) -> Counting:  # fmt: skip
-        names = names or (self.fresh("submit"),)
-        line = [partition, str(nodes), str(minutes), str(requeues), ",".join(names), str(steps), "0.1"]
-        argv = [self.user.cluster.python, "-c", SUBMIT, *line]
-        job = self.user.cluster.run(argv, cwd=self.user.home, env=self.user.env).stdout.strip()
-        return Counting(self.user, job, names)
+    def by_submit(
+        self,
+        partition: str,
+        steps: int,
+        minutes: int = 30,
+        names: tuple[str, ...] = (),
+        nodes: int = 2,
+        max_requeues: int = 3,
+    ) -> Counting:
+        names = names or (self.fresh_name("submit"),)
+        commands = [["tests/cluster/programs/counter.py", name, str(steps), "0.1"] for name in names]
+        resources = {"partition": partition, "time_minutes": minutes}
+        job = {"name": "count", "nodes": nodes, "commands": commands, "resources": resources}
+        [(job_id, _)] = self.user.submit_specs(job | {"max_requeues": max_requeues})
+        return Counting(self.user, job_id, names)
 
     def by_sbatch(self, partition: str, steps: int, minutes: int = 30, array: bool = False, nodes: int = 2) -> Counting:
-        name = self.fresh("sbatch")
+        name = self.fresh_name("sbatch")
         target = f"{name}${{SLURM_ARRAY_TASK_ID:-}}"
         count = f'run_tasks python tests/cluster/programs/counter.py "{target}" {steps} 0.1'
         (self.user.home / f"{name}.sbatch").write_text(f"#!/bin/bash\n. slurm/job.sh\n{count}\n")
@@ -102,10 +96,10 @@ class Starter:
         """The same job in either way, side by side, both counting."""
         jobs = [self.by_submit(partition, steps, minutes), self.by_sbatch(partition, steps, minutes)]
         for job in jobs:
-            eventually(lambda job=job: job.saved >= 10, 60, lambda job=job: job.output)
+            wait_until(lambda job=job: job.saved >= 10, 60, lambda job=job: job.output)
         return jobs
 
-    def fresh(self, name: str) -> str:
+    def fresh_name(self, name: str) -> str:
         return f"{name}-{time.monotonic_ns()}"
 
 
@@ -124,7 +118,7 @@ def out_of_time(start: Starter) -> list[Counting]:
     """Jobs that need 50 seconds and are told to save 20 before their minute ends, or, as Slurm is free to, up to a
     minute earlier than that. Begun first, since the other tests pass meanwhile.
     """
-    return [start.by_submit("cpu", 500, minutes=1, requeues=20), start.by_sbatch("cpu", 500, minutes=1)]
+    return [start.by_submit("cpu", 500, minutes=1, max_requeues=20), start.by_sbatch("cpu", 500, minutes=1)]
 
 
 def test_requeued_by_hand(start: Starter) -> None:
@@ -149,7 +143,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(start: Starter) -> None:
         start.user.cluster.run(["scancel", job.job])
     for job in jobs:
         assert start.user.cluster.wait(job.job) == "CANCELLED"
-        eventually(lambda job=job: "so it is not requeued" in job.output, 20, lambda job=job: job.output)
+        wait_until(lambda job=job: "so it is not requeued" in job.output, 20, lambda job=job: job.output)
         assert "saved step" in job.output
     time.sleep(2)
     assert {start.user.cluster.wait(job.job) for job in jobs} == {"CANCELLED"}
@@ -158,7 +152,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(start: Starter) -> None:
 @pytest.mark.parametrize("way", ["submit", "sbatch"])
 def test_an_element_that_stops_takes_none_of_its_array_along(start: Starter, way: str) -> None:
     """The element that starts last has the array's own number as its job id."""
-    names = tuple(start.fresh(f"element{n}") for n in range(2))
+    names = tuple(start.fresh_name(f"element{n}") for n in range(2))
     array = start.by_submit("cpu", 60, names=names, nodes=1) if way == "submit" else start.by_sbatch(
         "cpu", 60, array=True, nodes=1)  # fmt: skip
     array.wait_for("start 0", times=2)
@@ -170,7 +164,7 @@ def test_an_element_that_stops_takes_none_of_its_array_along(start: Starter, way
 
 
 def test_a_cap_ends_the_row_of_requeues(start: Starter) -> None:
-    job = start.by_submit("cpu", 300, nodes=1, requeues=0)
+    job = start.by_submit("cpu", 300, nodes=1, max_requeues=0)
     job.wait_for("start 0")
     start.user.cluster.run(["scancel", "--signal=USR2", job.job])
     assert start.user.cluster.wait(job.job) == "FAILED"
@@ -203,7 +197,7 @@ def test_preempted_on_a_newer_slurm_that_sends_the_signal_asked_for(newer: Clust
     well, or starts it a third time, where the program finds that all is done.
     """
     for job in preempt(Starter(User(newer))):
-        eventually(lambda job=job: "\ndone at step" in job.output, 90, lambda job=job: job.output)
+        wait_until(lambda job=job: "\ndone at step" in job.output, 90, lambda job=job: job.output)
         assert newer.wait(job.job) in ("COMPLETED", "PREEMPTED")
         assert job.stops() == 1
         assert "after SIGUSR2" in job.output
@@ -217,7 +211,7 @@ def n2_comes_back(cluster: Cluster) -> Iterator[None]:
 
 def test_a_node_dies_without_a_word(start: Starter, n2_comes_back: None) -> None:
     jobs = start.both("cpu", 90)
-    eventually(lambda: all(job.saved >= 20 for job in jobs), 30, lambda: str([job.saved for job in jobs]))
+    wait_until(lambda: all(job.saved >= 20 for job in jobs), 30, lambda: str([job.saved for job in jobs]))
     kill_node("n2")
     take_down("n2", start.user.cluster)
     testbed.script("up.sh")

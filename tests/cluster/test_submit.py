@@ -2,157 +2,124 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cluster.testbed import Cluster
-from tests.cluster.user import User, eventually
+from tests.cluster.user import User, wait_until
 
 pytestmark = pytest.mark.cluster
 
-SUBMIT = """
-import json, sys
-from pathlib import Path
-from bbu.jobs.clusters import load_profile
-from bbu.jobs.submission import submit_jobs
-from bbu.jobs.spec import JobSpec
-profile = load_profile("test")
-specs = tuple(JobSpec(tasks_per_node=1, resources=profile.train, max_requeues=3, name=s["name"],
-    nodes=s["nodes"], commands=tuple(tuple(c) for c in s["commands"]),
-    after=tuple(s["after"]))
-    for s in json.loads(sys.argv[1]))
-done = submit_jobs(specs, profile, Path.cwd(), lambda text: None)
-print(json.dumps([[each.job_ids[0], str(each.folders[0])] for each in done]))
-"""
-
-# Waits for a stop signal on the first start, as a trainer that saves does, and ends well on the second.
-TRAINER = """
-import os, signal, sys, time
-caught = []
-for name in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM): signal.signal(name, lambda *a: caught.append(a[0]))
-place = " ".join(os.environ[n] for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
-print("start", os.environ.get("SLURM_RESTART_COUNT", "0"), place, flush=True)
-if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-    deadline = time.monotonic() + 60
-    while not caught and time.monotonic() < deadline: time.sleep(0.05)
-    time.sleep(0.5)
-    import decimal, sqlite3  # from the image, which must still be there
-    print("saved", flush=True)
-    sys.exit(75 if caught else 1)
-"""
+Command = tuple[str, ...]
+SAVE_ONCE = ("tests/cluster/programs/save_once.py",)
 
 
 @pytest.fixture(scope="module")
-def home(cluster: Cluster) -> Path:
-    return cluster.checkout()
+def user(cluster: Cluster) -> User:
+    return User(cluster)
 
 
-@pytest.fixture
-def env(cluster: Cluster, home: Path) -> dict[str, str]:
-    return {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(home)}
+def leave_with(code: int) -> Command:
+    return ("tests/jobs/programs/leave.py", str(code))
 
 
-def job(name: str, *programs: str, nodes: int = 1, after: tuple[str, ...] = ()) -> dict:
-    return {"name": name, "nodes": nodes, "commands": [["-c", p] for p in programs], "after": after}
+def job(name: str, *commands: Command, nodes: int = 1, after: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A job whose elements run these commands of Python."""
+    return {"name": name, "nodes": nodes, "commands": commands, "after": after}
 
 
-def submitted(cluster: Cluster, home: Path, env: dict, *jobs: dict) -> list[tuple[str, Path]]:
-    """Submit from the login node; each job's id and log folder."""
-    done = cluster.run([cluster.python, "-c", SUBMIT, json.dumps(jobs)], cwd=home, env=env)
-    return [(job_id, Path(logs)) for job_id, logs in json.loads(done.stdout)]
-
-
-def output(logs: Path) -> str:
+def output_in(logs: Path) -> str:
     return "".join(file.read_text() for file in sorted(logs.glob("*.out")))
 
 
-def wait_for(read: Callable[[], str], text: str, times: int) -> None:
-    eventually(lambda: read().count(text) >= times, 60, read)
+def template(user: User, name: str, *command: str) -> str:
+    """Write an sbatch template that runs a command of Python; its name."""
+    path = user.home / f"{name}.sbatch"
+    path.write_text(f"#!/bin/bash\n. slurm/job.sh\nrun_tasks python {' '.join(command)}\n")
+    return path.name
+
+
+def places_after_restart(text: str) -> set[str]:
+    """Rank, number of ranks, local rank and master address of each rank of the second start."""
+    return set(re.findall(r"^start 1 (.*)$", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("signal", ["USR1", "USR2", "TERM"])
-def test_a_signalled_job_saves_on_every_rank_is_requeued_and_goes_on(
-    cluster: Cluster, home: Path, env: dict, signal: str
-) -> None:
-    [(job_id, logs)] = submitted(cluster, home, env, job("train", TRAINER, nodes=2))
-    wait_for(lambda: output(logs), "start 0", times=2)
-    cluster.run(["scancel", f"--signal={signal}", job_id])
-    assert cluster.wait(job_id, timeout=120) == "COMPLETED", output(logs)
-    told = output(logs)
-    assert told.count("saved\n") == 2 and "requeued (restart 1 of 3)" in told, told
-    assert {"start 1 0 2 0 n1", "start 1 1 2 0 n1"} <= set(told.splitlines()), told
+def test_a_signalled_job_saves_on_every_rank_is_requeued_and_resumes(user: User, signal: str) -> None:
+    [(job_id, logs)] = user.submit_specs(job("train", SAVE_ONCE, nodes=2))
+    wait_until(lambda: output_in(logs).count("start 0") == 2, 60, lambda: output_in(logs))
+    user.cluster.run(["scancel", f"--signal={signal}", job_id])
+    assert user.cluster.wait(job_id, timeout=120) == "COMPLETED", output_in(logs)
+    text = output_in(logs)
+    assert text.count("saved\n") == 2 and "requeued (restart 1 of 3)" in text, text
+    assert {"0 2 0 n1", "1 2 0 n1"} <= places_after_restart(text), text
 
 
-def test_an_exit_code_reaches_slurm_unchanged(cluster: Cluster, home: Path, env: dict) -> None:
-    [(job_id, logs)] = submitted(cluster, home, env, job("fails", "raise SystemExit(7)"))
-    assert cluster.wait(job_id) == "FAILED", output(logs)
-    assert "ExitCode=7:0" in cluster.run(["scontrol", "show", "job", job_id]).stdout
+def test_an_exit_code_reaches_slurm_unchanged(user: User) -> None:
+    [(job_id, logs)] = user.submit_specs(job("fails", leave_with(7)))
+    assert user.cluster.wait(job_id) == "FAILED", output_in(logs)
+    assert "ExitCode=7:0" in user.cluster.show(job_id)
 
 
-def test_jobs_run_in_the_order_of_their_dependencies(cluster: Cluster, home: Path, env: dict) -> None:
-    write = "open('shard-{}', 'w')"
-    merge = "import glob; print(sorted(glob.glob('shard-*')))"
-    array = job("convert", *(write.format(n) for n in range(3)))
-    jobs = submitted(cluster, home, env, array, job("merge", merge, after=("convert",)))
-    assert cluster.wait(jobs[1][0]) == "COMPLETED", output(jobs[1][1])
-    assert "['shard-0', 'shard-1', 'shard-2']" in output(jobs[1][1])
+def test_jobs_run_in_the_order_of_their_dependencies(user: User) -> None:
+    shards = "tests/cluster/programs/shards.py"
+    array = job("convert", *((shards, "write", str(n)) for n in range(3)))
+    merge = job("merge", (shards, "list"), after=("convert",))
+    _, (job_id, logs) = user.submit_specs(array, merge)
+    assert user.cluster.wait(job_id) == "COMPLETED", output_in(logs)
+    assert "['shard-0', 'shard-1', 'shard-2']" in output_in(logs)
 
 
-def test_a_job_after_a_failed_one_never_begins(cluster: Cluster, home: Path, env: dict) -> None:
-    jobs = submitted(cluster, home, env, job("first", "exit(3)"), job("second", "print(1)", after=("first",)))
-    assert cluster.wait(jobs[1][0]) == "CANCELLED"
-    assert output(jobs[1][1]) == ""
+def test_a_job_after_a_failed_one_never_begins(user: User) -> None:
+    _, (job_id, logs) = user.submit_specs(job("first", leave_with(3)), job("second", leave_with(0), after=("first",)))
+    assert user.cluster.wait(job_id) == "CANCELLED"
+    assert output_in(logs) == ""
 
 
-def test_the_training_template_enters_the_image_with_its_arguments(cluster: Cluster, home: Path, env: dict) -> None:
-    job_id = cluster.sbatch("-N2", "slurm/train.sbatch", "--config", "smoke", "--print-config", cwd=home, env=env)
-    assert cluster.wait(job_id) == "COMPLETED", cluster.describe(job_id)
-    assert "run_name: smoke" in cluster.job_output(job_id)
+def test_the_training_template_enters_the_image_with_its_arguments(user: User) -> None:
+    job_id = user.sbatch("-N2", "slurm/train.sbatch", "--config", "smoke", "--print-config")
+    assert user.cluster.wait(job_id) == "COMPLETED", user.cluster.describe(job_id)
+    assert "run_name: smoke" in user.cluster.job_output(job_id)
 
 
-def test_a_template_passes_an_error_code_through(cluster: Cluster, home: Path, env: dict) -> None:
-    job_id = cluster.sbatch("slurm/train.sbatch", "--config", "no_such", cwd=home, env=env)
-    assert cluster.wait(job_id) == "FAILED"
-    assert "ExitCode=2:0" in cluster.run(["scontrol", "show", "job", job_id]).stdout
-    assert "no_such" in cluster.job_output(job_id)
+def test_a_template_passes_an_error_code_through(user: User) -> None:
+    job_id = user.sbatch("slurm/train.sbatch", "--config", "no_such")
+    assert user.cluster.wait(job_id) == "FAILED"
+    assert "ExitCode=2:0" in user.cluster.show(job_id)
+    assert "no_such" in user.cluster.job_output(job_id)
 
 
-def test_a_template_requeues_what_saved_its_state_up_to_its_cap(cluster: Cluster, home: Path, env: dict) -> None:
-    lines = ["#!/bin/bash", ". slurm/job.sh", f"run_tasks python -c '{TRAINER}'", ""]
-    (home / "own.sbatch").write_text("\n".join(lines))
-    job_id = cluster.sbatch("-N2", "--requeue", "--open-mode=append", "own.sbatch", cwd=home, env=env)
-    wait_for(lambda: cluster.job_output(job_id), "start 0", times=2)
-    cluster.run(["scancel", "--signal=USR2", job_id])
-    assert cluster.wait(job_id, timeout=120) == "COMPLETED", cluster.describe(job_id)
-    told = cluster.job_output(job_id)
-    assert told.count("saved\n") == 2 and {"start 1 0 2 0 n1", "start 1 1 2 0 n1"} <= set(told.splitlines()), told
+def test_a_template_requeues_what_saved_its_state(user: User) -> None:
+    job_id = user.sbatch("-N2", "--requeue", "--open-mode=append", template(user, "saves", *SAVE_ONCE))
+    wait_until(lambda: user.cluster.job_output(job_id).count("start 0") == 2, 60, lambda: user.cluster.describe(job_id))
+    user.cluster.run(["scancel", "--signal=USR2", job_id])
+    assert user.cluster.wait(job_id, timeout=120) == "COMPLETED", user.cluster.describe(job_id)
+    text = user.cluster.job_output(job_id)
+    assert text.count("saved\n") == 2 and {"0 2 0 n1", "1 2 0 n1"} <= places_after_restart(text), text
 
 
-def test_a_template_over_its_cap_fails_with_75(cluster: Cluster, home: Path, env: dict) -> None:
-    (home / "capped.sbatch").write_text("#!/bin/bash\n. slurm/job.sh\nrun_tasks python -c 'exit(75)'\n")
-    job_id = cluster.sbatch("--requeue", "capped.sbatch", cwd=home, env=env | {"BBU_MAX_RESTARTS": "0"})
-    assert cluster.wait(job_id) == "FAILED"
-    assert "ExitCode=75:0" in cluster.run(["scontrol", "show", "job", job_id]).stdout
+@pytest.mark.parametrize("cap", [0, 1])
+def test_the_cap_that_a_templates_command_states_ends_the_row_of_requeues(user: User, cap: int) -> None:
+    """The command states it inside the container, as the trainer does with max_requeues of its config."""
+    script = template(user, f"capped-{cap}", *leave_with(75), str(cap))
+    job_id = user.sbatch("-N2", "--requeue", "--open-mode=append", script)
+    assert user.cluster.wait(job_id, timeout=120) == "FAILED", user.cluster.describe(job_id)
+    shown, text = user.cluster.show(job_id), user.cluster.job_output(job_id)
+    assert "ExitCode=75:0" in shown and f"Restarts={cap} " in shown, shown
+    assert text.count("and is requeued") == cap and f"was restarted {cap} times, the most allowed" in text, text
 
 
 @pytest.mark.parametrize("request_by", ["gpus-per-node", "gres"])
-def test_gpus_memory_and_whole_nodes_are_asked_for_as_the_profile_says(
-    cluster: Cluster, home: Path, env: dict, request_by: str
-) -> None:
+def test_gpus_memory_and_whole_nodes_are_requested_as_the_profile_says(user: User, request_by: str) -> None:
     """These nodes have two GPUs each, in name only."""
-    asked = {"gpus_per_node": 2, "exclusive": True, "memory": "1G per cpu", "nice": 50}
-    profile = User(cluster, home).profile(f"gpus-{request_by}", gpu_request=request_by, train=asked)
-    show = "import os; print('rank', os.environ['RANK'], 'of', os.environ['SLURM_GPUS_ON_NODE'], 'GPUs', flush=True)"
-    line = SUBMIT.replace('load_profile("test")', f'load_profile("{profile}")').replace(
-        "tasks_per_node=1", "tasks_per_node=2"
-    )
-    done = cluster.run([cluster.python, "-c", line, json.dumps([job("gpus", show, nodes=2)])], cwd=home, env=env)
-    [[job_id, logs]] = json.loads(done.stdout)
-    assert cluster.wait(job_id) == "COMPLETED", output(Path(logs))
-    assert sorted(re.findall(r"rank \d of 2 GPUs", output(Path(logs)))) == [f"rank {n} of 2 GPUs" for n in range(4)]
-    shown = cluster.run(["scontrol", "show", "job", job_id]).stdout
+    requested = {"gpus_per_node": 2, "exclusive": True, "memory": "1G per cpu", "nice": 50}
+    profile = user.profile(f"gpus-{request_by}", gpu_request=request_by, train=requested)
+    gpus = job("gpus", ("tests/cluster/programs/print_gpus.py",), nodes=2) | {"tasks_per_node": 2}
+    [(job_id, logs)] = user.submit_specs(gpus, profile=profile)
+    assert user.cluster.wait(job_id) == "COMPLETED", output_in(logs)
+    assert sorted(re.findall(r"rank \d of 2 GPUs", output_in(logs))) == [f"rank {n} of 2 GPUs" for n in range(4)]
+    shown = user.cluster.show(job_id)
     assert "MinMemoryCPU=1G" in shown and "OverSubscribe=NO" in shown and "Nice=50" in shown and "gpu:2" in shown, shown

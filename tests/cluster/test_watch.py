@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.testbed import Cluster
-from tests.cluster.user import User, eventually
+from tests.cluster.user import User, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.e2e]
 
@@ -102,7 +102,7 @@ def test_a_run_that_is_done_is_not_resumed(user: User, trained: str) -> None:
 
 def test_evals_come_by_scrontab_and_score_what_is_new(user: User, trained: str) -> None:
     metrics = user.home / "output-watched/eval"
-    eventually(lambda: len(list(metrics.glob("checkpoint-*/*/metrics.json"))) == 2, 100, lambda: str(status(user)))
+    wait_until(lambda: len(list(metrics.glob("checkpoint-*/*/metrics.json"))) == 2, 100, lambda: str(status(user)))
     seen = status(user)
     assert seen["schedules"][0]["state"] in ("scheduled", "ended") and seen["scores"][0]["step"] == 6, seen
 
@@ -121,7 +121,7 @@ def test_eval_jobs_at_the_same_time_do_no_work_twice(user: User, trained: str) -
 
 
 def test_evals_by_scrontab_end_when_all_is_scored(user: User, trained: str) -> None:
-    eventually(lambda: status(user)["schedules"][0]["state"] == "ended", 100, lambda: str(status(user)))
+    wait_until(lambda: status(user)["schedules"][0]["state"] == "ended", 100, lambda: str(status(user)))
     assert "all runs are over and scored" in status(user)["schedules"][0]["text"]
 
 
@@ -171,5 +171,5 @@ def test_by_hand_the_same_script_is_a_line_of_a_scrontab(user: User, trained: st
     (user.home / "tab").write_text("\n".join(lines) + "\n")
     user.cluster.run(["scrontab", user.home / "tab"])
     told = user.home / "by-hand.out"
-    eventually(lambda: told.exists() and told.read_text().count("scored already") == 2, 90, lambda: told.read_text())
+    wait_until(lambda: told.exists() and told.read_text().count("scored already") == 2, 90, lambda: told.read_text())
     user.cluster.run("scrontab -r")

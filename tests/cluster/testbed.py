@@ -72,8 +72,7 @@ class Cluster:
 
         slurmctld forgets a job MinJobAge (600 s) after its end; after that, only accounting can tell.
         """
-        live = self.run(["scontrol", "show", "job", "-o", job_id], check=False)
-        fields = [word for word in live.stdout.split() if word.startswith("JobState=")]
+        fields = [word for word in self.show(job_id).split() if word.startswith("JobState=")]
         if fields:
             return {field.removeprefix("JobState=") for field in fields}
         recorded = self.run(["sacct", "-j", job_id, "-XnPo", "State"], check=False).stdout
@@ -98,15 +97,17 @@ class Cluster:
         assert self.wait(job, timeout=timeout) == "COMPLETED", self.describe(job)
         return [line for line in self.job_output(job).splitlines() if line.startswith("restarts")]
 
+    def show(self, job_id: str) -> str:
+        """What Slurm knows of a job, or of all tasks of an array, one a line."""
+        return self.run(["scontrol", "show", "job", "-o", job_id], check=False).stdout
+
     def describe(self, job_id: str) -> str:
         """What Slurm and the job's own output say about it, for a failure message."""
-        slurm = self.run(["scontrol", "show", "job", job_id], check=False).stdout
-        return f"{slurm}\n--- output ---\n{self.job_output(job_id)[-4000:]}"
+        return f"{self.show(job_id)}\n--- output ---\n{self.job_output(job_id)[-4000:]}"
 
     def job_output(self, job_id: str) -> str:
         """Everything the job has printed so far (all tasks of an array, in order)."""
-        shown = self.run(["scontrol", "show", "job", "-o", job_id], check=False).stdout
-        files = dict.fromkeys(word[7:] for word in shown.split() if word.startswith(("StdOut=", "StdErr=")))
+        files = dict.fromkeys(word[7:] for word in self.show(job_id).split() if word.startswith(("StdOut=", "StdErr=")))
         return "".join(Path(file).read_text(errors="replace") for file in files if Path(file).is_file())
 
 

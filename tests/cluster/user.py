@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -32,6 +33,12 @@ class User:
         """With the config `smoke`: job name -> id, the last one of an array that was cut."""
         return dict(SUBMITTED.findall(self.call("submit", *arguments, "--config", "smoke").stderr))
 
+    def submit_specs(self, *jobs: dict[str, Any], profile: str = "test") -> list[tuple[str, Path]]:
+        """Submit jobs with the fields of JobSpec (programs/submit_specs.py): id and log folder of each."""
+        argv = [self.cluster.python, "tests/cluster/programs/submit_specs.py", profile, json.dumps(jobs)]
+        done = self.cluster.run(argv, cwd=self.home, env=self.env | {"PYTHONPATH": str(self.home)})
+        return [(job_id, Path(logs)) for job_id, logs in json.loads(done.stdout)]
+
     def sbatch(self, *arguments: str) -> str:
         return self.cluster.sbatch(*arguments, cwd=self.home, env=self.env)
 
@@ -50,19 +57,20 @@ class User:
 
     def output(self, job: str) -> str:
         """What all tasks of a job have printed, wherever it was submitted from."""
-        files = [*self.home.glob(f"jobs/*/{job}_*.out"), *self.home.glob(f"slurm-*-{job}*.out")]
+        patterns = (f"jobs/*/{job}_*.out", f"slurm-*-{job}.out", f"slurm-*-{job}_*.out")
+        files = [file for pattern in patterns for file in self.home.glob(pattern)]
         return "\n".join(file.read_text(errors="replace") for file in sorted(files))
 
     def wait_for(self, job: str, text: str, times: int = 1, timeout: float = 120) -> None:
-        eventually(lambda: self.output(job).count(text) >= times, timeout, lambda: self.output(job)[-4000:])
+        wait_until(lambda: self.output(job).count(text) >= times, timeout, lambda: self.output(job)[-4000:])
 
     def run_folder(self, name: str) -> Path:
         return self.home / f"output-{name}"
 
 
-def eventually(true: Callable[[], bool], timeout: float, told: Callable[[], str]) -> None:
-    """Wait until something is so; `told` is what to say when it never was."""
+def wait_until(condition: Callable[[], object], timeout: float, describe: Callable[[], str]) -> None:
+    """Wait until a condition holds, `timeout` seconds at most; `describe` gives the message of a failure."""
     deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, told()
+    while not condition():
+        assert time.monotonic() < deadline, describe()
         time.sleep(0.2)
