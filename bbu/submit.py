@@ -15,7 +15,7 @@ from functools import partial
 
 from bbu.errors import run_entry
 from bbu.jobs.control import cancel_runs, training_to_resume, wait_for_log_files
-from bbu.jobs.queue import leave_job
+from bbu.jobs.queue import clear_job_environment
 from bbu.jobs.request import add_request_arguments, request_from_arguments
 from bbu.jobs.submission import submit_request
 from bbu.logs import print_notice
@@ -27,7 +27,7 @@ _notify = partial(print_notice, "bbu.submit")
 def main(argv: Sequence[str] | None = None) -> int:
     """Submit a job, or run the tool that the first argument names."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    leave_job(os.environ)
+    clear_job_environment(os.environ)
     if argv and argv[0] in _TOOLS:
         return _TOOLS[argv[0]](argv[1:])
     arguments = _parser().parse_intermixed_args(argv)

@@ -19,7 +19,7 @@ from bbu.doctor.probe import clock_ahead_s, run_probe
 from bbu.doctor.slurm import job_kinds, slurm_findings
 from bbu.errors import JobError, leave_at_once, run_entry
 from bbu.jobs.clusters import ClusterProfile, load_profile
-from bbu.jobs.queue import call
+from bbu.jobs.queue import run_slurm_command
 from bbu.logs import print_notice
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -50,10 +50,10 @@ def _examine(profile: ClusterProfile, arguments: argparse.Namespace) -> Iterator
     groups = [Group(f"This machine ({os.uname().nodename})", tuple(machine_findings(profile, _CHECKOUT)))]
     yield groups[-1]
     if profile.executor == "slurm":
-        findings = slurm_findings(profile, arguments.nodes, getpass.getuser(), call)
+        findings = slurm_findings(profile, arguments.nodes, getpass.getuser(), run_slurm_command)
         groups.append(Group("Slurm", tuple(findings)))
         yield groups[-1]
-    groups.append(Group("Container", tuple(container_findings(profile, host_facts(call)))))
+    groups.append(Group("Container", tuple(container_findings(profile, host_facts(run_slurm_command)))))
     yield groups[-1]
     if arguments.no_job:
         return

@@ -22,7 +22,7 @@ from bbu.doctor.report import SIGNAL, Plan, TaskReport, read_reports
 from bbu.errors import PREEMPTED_EXIT_CODE, JobError
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.launch import new_folder, task_command, task_environment
-from bbu.jobs.queue import call, expand_nodes, leave_job
+from bbu.jobs.queue import clear_job_environment, expand_nodes, run_slurm_command
 from bbu.jobs.slurm import sbatch_options
 from bbu.jobs.spec import job_name
 
@@ -112,7 +112,7 @@ class SlurmStep:
 
     def query_state(self) -> JobState:
         """Ask squeue for the job by its name, which no other job has,."""
-        lines = call(["squeue", "-h", "--name", self.name, "-o", "%T|%r|%N"])[1].strip().splitlines()
+        lines = run_slurm_command(["squeue", "-h", "--name", self.name, "-o", "%T|%r|%N"])[1].strip().splitlines()
         if not lines:
             return JobState("", "", ())
         state, reason, node_list = (*lines[0].split("|"), "", "")[:3]
@@ -121,11 +121,11 @@ class SlurmStep:
     def send_signal(self, reports: Mapping[int, TaskReport]) -> None:
         """Signal the step, whose id the tasks report."""
         node = next(iter(reports.values())).node
-        call(["scancel", "--signal=USR2", f"{node.job_id}.{node.step_id}"])
+        run_slurm_command(["scancel", "--signal=USR2", f"{node.job_id}.{node.step_id}"])
 
     def stop(self) -> None:
         """Cancel the job and end srun."""
-        call(["scancel", "--name", self.name])
+        run_slurm_command(["scancel", "--name", self.name])
         self._process.terminate()
         try:
             self._process.wait(timeout=_END_S)
@@ -238,7 +238,7 @@ def _probe_environment(
     requeued: its exit code 75 must come back here.
     """
     outside = dict(environ)
-    leave_job(outside)
+    clear_job_environment(outside)
     environment = task_environment(profile, checkout, profile.train.gpus_per_node)
     binds = ",".join(filter(None, [environment["BBU_BINDS"], str(folder)]))
     return outside | environment | {"BBU_BINDS": binds, "BBU_REQUEUE": "no"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bbu.doctor.findings import FAILURE, Call, Finding, failure, ok, warning
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.queue import DEFAULT_MAX_ARRAY, config_of, one_line
+from bbu.jobs.queue import DEFAULT_MAX_ARRAY, one_line, parse_slurm_config
 from bbu.jobs.schedule import scrontab_enabled
 from bbu.jobs.slurm import sbatch_options
 from bbu.jobs.spec import Resources
@@ -78,7 +78,7 @@ def slurm_findings(
         remedy = "ask whether Slurm is down for maintenance; until it answers, nothing can be submitted"
         yield failure(f"Slurm's controller does not answer: {one_line(error or text)}", remedy)
         return
-    config = config_of(text)
+    config = parse_slurm_config(text)
     yield ok(f"the controller of cluster {config.get('ClusterName', '?')} answers")
     partitions = _read_records(call(["scontrol", "show", "partition", "-o"])[1])
     members = _read_records(call(["scontrol", "show", "node", "-o"])[1])

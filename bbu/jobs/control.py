@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from bbu.errors import JobError
-from bbu.jobs.queue import QueuedJob, cancel, jobs_of, live, summary
+from bbu.jobs.queue import JobsByKey, QueuedJob, cancel_jobs, find_jobs, live_jobs, summarise_states
 from bbu.jobs.records import JobRecord, newest_record, read_records
 from bbu.jobs.request import Request
 from bbu.jobs.schedule import drop
@@ -18,8 +18,6 @@ from bbu.jobs.spec import job_kind, job_name
 from bbu.run.folder import RunFolder
 from bbu.run.status import RunStatus, read_status
 
-JobsById = dict[str, list[QueuedJob]]
-"""Slurm's jobs by the key that a record has for them: the id that submission printed, or a job's name."""
 _LOOK_SECONDS = 10.0
 """How often to look for the first output of a job that waits."""
 
@@ -37,7 +35,7 @@ def queue_keys(records: Sequence[JobRecord], status: RunStatus) -> list[str]:
     return list(dict.fromkeys([*keys, *([training_job] if training_job else [])]))
 
 
-def jobs_of_record(record: JobRecord, jobs: JobsById) -> list[QueuedJob]:
+def jobs_of_record(record: JobRecord, jobs: JobsByKey) -> list[QueuedJob]:
     """The jobs of one record that are its run's: of an array that several runs share, the run's own element.
 
     Jobs with another name are left out: another cluster, or a controller that began anew, may give an id again.
@@ -46,7 +44,7 @@ def jobs_of_record(record: JobRecord, jobs: JobsById) -> list[QueuedJob]:
     return [job for job in matches if record.element is None or job.element in ("", str(record.element))]
 
 
-def status_jobs(status: RunStatus, jobs: JobsById) -> list[QueuedJob]:
+def status_jobs(status: RunStatus, jobs: JobsByKey) -> list[QueuedJob]:
     """The job that the trainer's status names, if Slurm has it; it may have been submitted by an sbatch template."""
     return [job for group in jobs.values() for job in group if job.number == status.job_id and job_kind(job.name)]
 
@@ -70,7 +68,7 @@ def cancel_runs(runs: Sequence[RunFolder]) -> dict[RunFolder, list[str]]:
     """
     records = {run: read_records(run) for run in runs}
     statuses = {run: read_status(run) for run in runs}
-    jobs = jobs_of({key for run in runs for key in queue_keys(records[run], statuses[run])})
+    jobs = find_jobs({key for run in runs for key in queue_keys(records[run], statuses[run])})
     roots = {str(run.root) for run in runs}
     lines: dict[RunFolder, list[str]] = {}
     to_cancel: list[QueuedJob] = []
@@ -82,7 +80,7 @@ def cancel_runs(runs: Sequence[RunFolder]) -> dict[RunFolder, list[str]]:
         lines[run] = [*schedule_lines, *job_lines, *shared_lines] or _local_training_lines(statuses[run])
         to_cancel += [*schedule_jobs, *run_jobs]
     if to_cancel:
-        cancel(list(dict.fromkeys(job.id for job in to_cancel)))
+        cancel_jobs(list(dict.fromkeys(job.id for job in to_cancel)))
     return lines
 
 
@@ -103,7 +101,7 @@ def training_to_resume(run: RunFolder) -> tuple[Request, Path]:
     if read_status(run).phase == "completed":
         raise JobError(f"{run.root}: completed; to train further, submit it with more max_steps or num_train_epochs")
     if jobs := live_training_jobs(run):
-        raise JobError(f"{run.root}: job {jobs[0].id} is {summary(jobs)}; nothing to resume")
+        raise JobError(f"{run.root}: job {jobs[0].id} is {summarise_states(jobs)}; nothing to resume")
     request = record.request.training_alone()
     if run.config.is_file():  # the resolved config: flat, with all overrides in it
         request = dataclasses.replace(request, config=str(run.config), use_new_config=False, overrides=())
@@ -162,22 +160,22 @@ def log_files(run: RunFolder, name: str | None, rank: str) -> list[str]:
 def _live_jobs(run: RunFolder) -> list[QueuedJob]:
     """A run's jobs in the queue or running; without its schedule's, and without those that serve other runs too."""
     records, status = read_records(run), read_status(run)
-    return _cancellable_jobs(records, status, jobs_of(queue_keys(records, status)), ())
+    return _cancellable_jobs(records, status, find_jobs(queue_keys(records, status)), ())
 
 
 def _cancellable_jobs(
-    records: Sequence[JobRecord], status: RunStatus, jobs: JobsById, roots: Collection[str]
+    records: Sequence[JobRecord], status: RunStatus, jobs: JobsByKey, roots: Collection[str]
 ) -> list[QueuedJob]:
     """The live jobs of a run that serve no runs besides those with the folders `roots`."""
     submitted = [job for record in records if not _serves_others(record, roots) for job in jobs_of_record(record, jobs)]
-    return live({job.id: job for job in [*submitted, *status_jobs(status, jobs)]}.values())
+    return live_jobs({job.id: job for job in [*submitted, *status_jobs(status, jobs)]}.values())
 
 
 def _serves_others(record: JobRecord, roots: Collection[str]) -> bool:
     return record.schedule is not None or bool(set(record.runs) - set(roots))
 
 
-def _end_schedules(run: RunFolder, records: Sequence[JobRecord], jobs: JobsById) -> tuple[list[QueuedJob], list[str]]:
+def _end_schedules(run: RunFolder, records: Sequence[JobRecord], jobs: JobsByKey) -> tuple[list[QueuedJob], list[str]]:
     """Take a run out of its schedules. Returns the live jobs of schedules that ended thereby, and a line for each."""
     to_cancel: list[QueuedJob] = []
     lines: list[str] = []
@@ -185,14 +183,14 @@ def _end_schedules(run: RunFolder, records: Sequence[JobRecord], jobs: JobsById)
         schedule_jobs = [job for key in schedule.job_keys() for job in jobs.get(key, [])]
         if drop(schedule, run.root):
             lines.append(f"evals every {schedule.minutes} minutes: cancelled")
-            to_cancel += [] if schedule.runs() else live(schedule_jobs)
+            to_cancel += [] if schedule.runs() else live_jobs(schedule_jobs)
     return to_cancel, lines
 
 
-def _shared_job_lines(records: Sequence[JobRecord], jobs: JobsById, roots: Collection[str]) -> Iterator[str]:
+def _shared_job_lines(records: Sequence[JobRecord], jobs: JobsByKey, roots: Collection[str]) -> Iterator[str]:
     """A line for each live job that is left because it serves other runs too."""
     for record in records:
-        if record.runs and _serves_others(record, roots) and live(jobs_of_record(record, jobs)):
+        if record.runs and _serves_others(record, roots) and live_jobs(jobs_of_record(record, jobs)):
             number = len(record.runs)
             yield f"{record.name} {', '.join(record.ids)}: left, it serves {number} runs; name them all to end it"
 

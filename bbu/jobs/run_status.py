@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from bbu.errors import CheckpointError, JobError
-from bbu.jobs.control import JobsById, jobs_of_record, queue_keys, status_jobs
-from bbu.jobs.queue import QueuedJob, jobs_of, live, restarts_of, summary
+from bbu.jobs.control import jobs_of_record, queue_keys, status_jobs
+from bbu.jobs.queue import JobsByKey, QueuedJob, find_jobs, live_jobs, most_restarts, summarise_states
 from bbu.jobs.records import JobRecord, read_records
 from bbu.jobs.schedule import FAILED, Schedule
 from bbu.run.files import age_of
@@ -116,10 +116,10 @@ def view_runs(runs: Sequence[RunFolder]) -> list[RunView]:
     return [_view_run(run, records[run.root], statuses[run.root], jobs) for run in runs]
 
 
-def _query_slurm(keys: Collection[str]) -> JobsById | None:
+def _query_slurm(keys: Collection[str]) -> JobsByKey | None:
     """The jobs with these keys; None where Slurm does not answer."""
     try:
-        return jobs_of(keys)
+        return find_jobs(keys)
     except JobError:
         return None
 
@@ -132,7 +132,7 @@ def _readable_status(run: RunFolder) -> RunStatus:
         return RunStatus(phase="status.json cannot be read")
 
 
-def _view_run(run: RunFolder, records: Sequence[JobRecord], status: RunStatus, jobs: JobsById | None) -> RunView:
+def _view_run(run: RunFolder, records: Sequence[JobRecord], status: RunStatus, jobs: JobsByKey | None) -> RunView:
     views = [_view_job(record, jobs) for record in records if record.schedule is None]
     views += _view_status_job(status, views, jobs or {})
     training_jobs = [job for view in views if view.name == "train" for job in view.jobs]
@@ -142,38 +142,38 @@ def _view_run(run: RunFolder, records: Sequence[JobRecord], status: RunStatus, j
         age=_status_age(run) if status.phase else None,
         jobs=tuple(views),
         schedules=tuple(_view_schedule(record.schedule, run, jobs) for record in records if record.schedule),
-        restarts=max(status.restart_count, restarts_of(training_jobs) or 0),  # accounting does not count them
+        restarts=max(status.restart_count, most_restarts(training_jobs) or 0),  # accounting does not count them
     )
 
 
-def _view_job(record: JobRecord, jobs: JobsById | None) -> JobView:
+def _view_job(record: JobRecord, jobs: JobsByKey | None) -> JobView:
     """A job by its record; a failed one with its exit code."""
     if not record.ids:
         return JobView(record.name, (), "ran here", ())
     if jobs is None:
         return JobView(record.name, record.ids, _SILENT, ())
     matches = jobs_of_record(record, jobs)
-    text = summary(matches) if matches else "gone"
+    text = summarise_states(matches) if matches else "gone"
     codes = sorted({job.exit_code for job in matches if job.exit_code})
     text += f", exit code {', '.join(map(str, codes))}" if codes else ""
     return JobView(record.name, record.ids, text, tuple(matches))
 
 
-def _view_status_job(status: RunStatus, views: Sequence[JobView], jobs: JobsById) -> list[JobView]:
+def _view_status_job(status: RunStatus, views: Sequence[JobView], jobs: JobsByKey) -> list[JobView]:
     """The job that the trainer's status names, unless it is among `views`: one of an sbatch template."""
     number = status.job_id
     if number is None or any(job.number == number for view in views for job in view.jobs):
         return []
     matches = status_jobs(status, jobs)
-    return [JobView("train", (number,), summary(matches), tuple(matches))] if matches else []
+    return [JobView("train", (number,), summarise_states(matches), tuple(matches))] if matches else []
 
 
-def _view_schedule(schedule: Schedule, run: RunFolder, jobs: JobsById | None) -> ScheduleView:
+def _view_schedule(schedule: Schedule, run: RunFolder, jobs: JobsByKey | None) -> ScheduleView:
     state, text = _schedule_state(schedule, run, jobs)
     return ScheduleView(state, f"every {schedule.minutes} minutes by {schedule.mode}: {text}")
 
 
-def _schedule_state(schedule: Schedule, run: RunFolder, jobs: JobsById | None) -> tuple[str, str]:
+def _schedule_state(schedule: Schedule, run: RunFolder, jobs: JobsByKey | None) -> tuple[str, str]:
     """Whether a further eval will come, and why or why not."""
     if not schedule.folder.is_dir():
         return _BROKEN, f"{schedule.folder} is gone"
@@ -184,12 +184,12 @@ def _schedule_state(schedule: Schedule, run: RunFolder, jobs: JobsById | None) -
     if jobs is None:
         return _UNKNOWN, _SILENT
     schedule_jobs = [job for key in schedule.job_keys() for job in jobs.get(key, [])]
-    waiting = live(schedule_jobs)
+    waiting = live_jobs(schedule_jobs)
     if not waiting:
         return _BROKEN, "no job is waiting; cancel it, and submit it again"
     failed = [job for job in schedule_jobs if job.exit_code]
     failure = f"; job {failed[-1].id} failed with {failed[-1].exit_code}" if failed else ""
-    return _SCHEDULED, f"next: {summary(waiting)}{failure}"
+    return _SCHEDULED, f"next: {summarise_states(waiting)}{failure}"
 
 
 def _status_age(run: RunFolder) -> float:

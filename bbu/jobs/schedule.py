@@ -22,7 +22,7 @@ from pathlib import Path
 from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.launch import new_folder, task_environment
-from bbu.jobs.queue import ask, call, one_line, slurm_config
+from bbu.jobs.queue import one_line, read_slurm_config, run_slurm_command, slurm_output
 from bbu.jobs.slurm import sbatch_options
 from bbu.jobs.spec import job_name
 from bbu.run.files import write_atomic
@@ -92,7 +92,7 @@ def scrontab_enabled(config: Mapping[str, str]) -> bool:
 
 def way_here(wanted: str) -> str:
     """The way that `eval_schedule` of a profile names; for `auto` the first that the site allows."""
-    allowed = shutil.which("scrontab") is not None and scrontab_enabled(slurm_config())
+    allowed = shutil.which("scrontab") is not None and scrontab_enabled(read_slurm_config())
     if wanted == "scrontab" and not allowed:
         raise JobError("eval_schedule is scrontab, but this site has none (ScronParameters=enable); state auto")
     return wanted if wanted != "auto" else "scrontab" if allowed else "resubmit"
@@ -161,7 +161,7 @@ def start(schedule: Schedule, profile: ClusterProfile) -> str:
     Raises JobError if Slurm refuses; then nothing is left behind.
     """
     if schedule.mode == "resubmit":
-        job = ask(["sbatch", "--parsable", str(schedule.folder / SCRIPT)]).strip().partition(";")[0]
+        job = slurm_output(["sbatch", "--parsable", str(schedule.folder / SCRIPT)]).strip().partition(";")[0]
         with (schedule.folder / JOBS).open("a") as file:
             file.write(f"{job}\n")
         return job
@@ -185,7 +185,7 @@ def entry(schedule: Schedule, profile: ClusterProfile) -> list[str]:
 
 def scrontab_lines() -> list[str]:
     """The caller's scrontab. Raises JobError unless it is there or known to be empty: it will be written back."""
-    code, out, error = call(["scrontab", "-l"])
+    code, out, error = run_slurm_command(["scrontab", "-l"])
     if code and "no crontab" not in (out + error).lower():
         raise JobError(f"scrontab -l failed: {one_line(error)}")
     return [] if code else out.splitlines()
@@ -194,12 +194,12 @@ def scrontab_lines() -> list[str]:
 def write_scrontab(lines: Sequence[str]) -> None:
     """Replace the caller's scrontab; an empty one is removed."""
     if not any(line.strip() for line in lines):
-        ask(["scrontab", "-r"])
+        slurm_output(["scrontab", "-r"])
         return
     with tempfile.NamedTemporaryFile("w", prefix="bbu-scrontab-") as file:
         file.write("\n".join(lines) + "\n")
         file.flush()
-        ask(["scrontab", file.name])
+        slurm_output(["scrontab", file.name])
 
 
 def without(lines: Sequence[str], name: str) -> list[str]:
@@ -216,7 +216,7 @@ def without(lines: Sequence[str], name: str) -> list[str]:
 def find_job(name: str) -> str:
     """The id of the job that a new entry of the scrontab made."""
     deadline = time.monotonic() + FIND_SECONDS
-    while not (found := ask(["squeue", "--me", "-h", "-n", name, "-o", "%A"]).split()):
+    while not (found := slurm_output(["squeue", "--me", "-h", "-n", name, "-o", "%A"]).split()):
         if time.monotonic() > deadline:
             raise JobError(f"the scrontab's entry {name} made no job within {FIND_SECONDS} s; see scrontab -l")
         time.sleep(0.2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from bbu.config.read import read_yaml
 from bbu.errors import CheckpointError
 from bbu.evaluation.scores import Score, best_scores, latest_scores
-from bbu.jobs.queue import as_dict
+from bbu.jobs.queue import QueuedJob
 from bbu.jobs.run_status import RunView
 from bbu.logs import duration
 from bbu.run.checkpoints import verify_sizes
@@ -61,7 +62,12 @@ def status_dict(view: RunView) -> dict[str, Any]:
         "scores": [vars(score) for score in latest_scores(view.run)],
         "requeues": view.restarts,
         "jobs": [
-            {"name": job.name, "ids": list(job.ids), "state": job.text, "elements": [as_dict(one) for one in job.jobs]}
+            {
+                "name": job.name,
+                "ids": list(job.ids),
+                "state": job.text,
+                "elements": [_job_dict(element) for element in job.jobs],
+            }
             for job in view.jobs
         ],
         "schedules": [vars(schedule) for schedule in view.schedules],
@@ -75,6 +81,10 @@ def comparison_rows(views: Sequence[RunView]) -> list[Row]:
     best = [best_scores(view.run) for view in views]
     order = sorted(range(len(views)), key=lambda i: -max((score.f1 for score in best[i].values()), default=-1.0))
     return [_comparison_row(views[i], configs[i], keys, best[i]) for i in order]
+
+
+def _job_dict(job: QueuedJob) -> dict[str, Any]:
+    return asdict(job) | {"id": job.id}
 
 
 def _comparison_row(view: RunView, config: Mapping[str, Any], keys: Sequence[str], best: Mapping[str, Score]) -> Row:

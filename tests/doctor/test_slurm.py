@@ -24,7 +24,7 @@ from bbu.doctor.slurm import (
     slurm_findings,
 )
 from bbu.jobs.clusters import ClusterProfile
-from bbu.jobs.queue import config_of
+from bbu.jobs.queue import parse_slurm_config
 from bbu.jobs.spec import Resources
 from tests.doctor.findings import lines_of, the_finding
 
@@ -95,7 +95,9 @@ def test_the_version_has_a_floor(answer: str, status: str):
 
 def setting_findings(profile: ClusterProfile, version: str = "22.05", which=find_any, **config: str) -> list[Finding]:
     return list(
-        _setting_findings(profile, config_of(site(version, **config)(["scontrol", "show", "config"])[1]), which)
+        _setting_findings(
+            profile, parse_slurm_config(site(version, **config)(["scontrol", "show", "config"])[1]), which
+        )
     )
 
 
@@ -143,7 +145,7 @@ def test_forgetting_soon_without_accounting_is_a_warning(profile: ClusterProfile
     [("22.05", "requeue", "TERM (REQUEUE), saves", OK), ("24.11", "cancel", "USR2 (CANCEL), saves", OK)],
 )
 def test_how_preemption_is_reported(version: str, name: str, signal: str, status: str):
-    config = config_of(recorded_text("config", version))
+    config = parse_slurm_config(recorded_text("config", version))
     findings = _preemption_finding(
         config, [r for r in _read_records(recorded_text("partition", version)) if r["PartitionName"] == name]
     )
@@ -255,7 +257,7 @@ def test_counting_gpus(gres: str, kind: str | None, count: int):
     ],
 )
 def test_accounts_and_qos(enforce: str, account: str | None, qos: str | None, status: str):
-    config = config_of(recorded_text("config", "22.05")) | {"AccountingStorageEnforce": enforce}
+    config = parse_slurm_config(recorded_text("config", "22.05")) | {"AccountingStorageEnforce": enforce}
     resources = job_kind(account=account, qos=qos).resources
     [finding] = _account_findings(resources, config, "me", site("22.05"))
     assert finding.status == status

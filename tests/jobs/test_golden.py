@@ -42,7 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setattr("bbu.jobs.queue.call", lambda argv: (0, "MaxArraySize            = 5", ""))
+    monkeypatch.setattr("bbu.jobs.queue.run_slurm_command", lambda argv: (0, "MaxArraySize            = 5", ""))
     text = (CHECKOUT / "configs/clusters/example.yaml").read_text()
     for old, new in MANY.items():
         assert old in text, old

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from bbu.errors import JobError
-from bbu.jobs.queue import QueuedJob, expand_nodes, jobs_of, leave_job, restarts_of, shell_code, summary
+from bbu.jobs.queue import (
+    QueuedJob,
+    _shell_exit_code,
+    clear_job_environment,
+    expand_nodes,
+    find_jobs,
+    most_restarts,
+    summarise_states,
+)
 from tests.conftest import SlurmSays
 
 
@@ -13,25 +21,25 @@ def queued(state: str, reason: str = "", element: str = "", restarts: int | None
     return QueuedJob("7", element, state, reason, restarts, None, "bbu-train", "7")
 
 
-@pytest.mark.parametrize(("told", "code"), [("768", 3), ("3:0", 3), ("15", 143), ("0:15", 143), ("0", 0), ("0:0", 0)])
-def test_an_exit_code_is_a_shells_whatever_the_version(told: str, code: int):
-    assert shell_code(told) == code
+@pytest.mark.parametrize(("text", "code"), [("768", 3), ("3:0", 3), ("15", 143), ("0:15", 143), ("0", 0), ("0:0", 0)])
+def test_an_exit_code_is_a_shells_whatever_the_version(text: str, code: int):
+    assert _shell_exit_code(text) == code
 
 
-def test_a_job_is_told_in_a_word_and_an_array_by_counts():
-    assert summary([queued("RUNNING")]) == "RUNNING"
-    assert summary([queued("PENDING", "Priority")]) == "PENDING (Priority)"
+def test_a_job_is_summarised_in_a_word_and_an_array_by_counts():
+    assert summarise_states([queued("RUNNING")]) == "RUNNING"
+    assert summarise_states([queued("PENDING", "Priority")]) == "PENDING (Priority)"
     assert (
-        summary([queued("PENDING", "(Nodes required for job are DOWN, DRAINED)")])
+        summarise_states([queued("PENDING", "(Nodes required for job are DOWN, DRAINED)")])
         == "PENDING (Nodes required for job are DOWN)"
     )
     array = [queued("COMPLETED", element="0"), queued("COMPLETED", element="1"), queued("FAILED", element="2")]
-    assert summary(array) == "2 COMPLETED, 1 FAILED"
+    assert summarise_states(array) == "2 COMPLETED, 1 FAILED"
 
 
 def test_the_most_restarts_of_an_array_count_and_accounting_knows_none():
-    assert restarts_of([queued("RUNNING", restarts=1), queued("RUNNING", restarts=3)]) == 3
-    assert restarts_of([queued("COMPLETED", restarts=None)]) is None
+    assert most_restarts([queued("RUNNING", restarts=1), queued("RUNNING", restarts=3)]) == 3
+    assert most_restarts([queued("COMPLETED", restarts=None)]) is None
 
 
 def test_a_node_list_is_expanded_by_scontrol(slurm_says: SlurmSays):
@@ -56,40 +64,40 @@ SQUEUE_24_11 = """\
 
 def test_one_squeue_answers_for_all_jobs(slurm_says: SlurmSays):
     slurm_says("squeue", SQUEUE_24_11)
-    known = jobs_of({"3", "28"})
-    assert [(job.id, job.state, job.restarts) for job in known["3"]] == [
+    jobs = find_jobs({"3", "28"})
+    assert [(job.id, job.state, job.restarts) for job in jobs["3"]] == [
         ("3_18", "COMPLETED", 0),
         ("3_20", "RUNNING", 1),
     ]
-    assert (known["28"][0].exit_code, known["28"][0].is_live) == (3, False)
+    assert (jobs["28"][0].exit_code, jobs["28"][0].is_live) == (3, False)
 
 
 def test_the_job_of_a_scrontab_is_found_by_its_name(slurm_says: SlurmSays):
     slurm_says("squeue", SQUEUE_24_11)
-    assert [job.id for job in jobs_of({"bbu-eval-ab12"})["bbu-eval-ab12"]] == ["24"]
+    assert [job.id for job in find_jobs({"bbu-eval-ab12"})["bbu-eval-ab12"]] == ["24"]
 
 
 def test_accounting_knows_what_slurm_has_forgotten_by_the_last_of_its_lines(slurm_says: SlurmSays):
     slurm_says("squeue", "")
     slurm_says("sacct", "7|NODE_FAIL|0:0|bbu-train\n7|CANCELLED by 1001|0:0|bbu-train\n")
-    [job] = jobs_of({"7"})["7"]
+    [job] = find_jobs({"7"})["7"]
     assert (job.state, job.restarts, job.exit_code) == ("CANCELLED", None, 0)
 
 
 def test_without_accounting_an_old_job_is_unknown_and_nothing_fails(slurm_says: SlurmSays):
     slurm_says("squeue", "")
-    assert jobs_of({"7"}) == {}
+    assert find_jobs({"7"}) == {}
 
 
 def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
-    assert jobs_of({"7"}) == {}
+    assert find_jobs({"7"}) == {}
 
 
 def test_a_slurm_that_does_not_answer_is_no_empty_queue(slurm_says: SlurmSays):
     slurm_says("squeue", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n", 1)
     with pytest.raises(JobError, match="squeue does not answer"):
-        jobs_of({"7"})
+        find_jobs({"7"})
 
 
 def test_what_is_submitted_knows_nothing_of_the_job_around_it():
@@ -100,5 +108,5 @@ def test_what_is_submitted_knows_nothing_of_the_job_around_it():
         "SLURM_CONF": "c",
         "A": "b",
     }
-    leave_job(environ)
+    clear_job_environment(environ)
     assert environ == {"SLURM_CONF": "c", "A": "b"}
