@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from bbu.config.domains import DataConfig, DetectionConfig
 from bbu.config.flat import DirectConfig
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
-from bbu.data.dataset import BBUDataset, Split, load_dataset
+from bbu.data.dataset import BBUDataset, load_dataset
 from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, CheckpointError, ConfigError
 from bbu.logs import rank_of
 from bbu.models.attention import check_packing_is_safe
@@ -103,21 +104,7 @@ class TrainingCoordinator:
         """Build the trainer on the model in `folder`: the checkpoint's when resuming, else the config's."""
         config = self._config
         tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
-
-        def dataset(split: Split) -> BBUDataset:
-            return load_dataset(
-                config.data, tokenizer, processor, split=split, seed=config.training.data_seed,
-                max_length=config.model.model_max_length,
-            )  # fmt: skip
-
-        def add_model_files(staged: Path) -> None:
-            _add_model_files(staged, config, tokenizer, processor)
-
-        collator = _make_collator(config.data, pad_token_id(tokenizer, folder))
-        train = dataset("train")
-        validation = dataset("eval") if config.training.eval_strategy != "no" else None
-        for data in filter(None, (train, validation)):
-            _check_head_fits(data, config.detection)
+        train, validation = self._load_datasets(tokenizer, processor)
         status = StatusCallback(self.run_folder, config.infrastructure, provenance.slurm_facts(self._environ))
         set_seed(config.training.seed)  # it decides the initial weights of a new detection head
         model = load_model(folder, config.model, config.detection)
@@ -127,7 +114,7 @@ class TrainingCoordinator:
                 run=self.run_folder,
                 config=config,
                 image_digest=provenance.image_digest(self._environ),
-                add_model_files=add_model_files,
+                add_model_files=partial(_add_model_files, config=config, tokenizer=tokenizer, processor=processor),
                 check_lease=check_lease,
             ),
             stop=self._stop,
@@ -135,11 +122,26 @@ class TrainingCoordinator:
             args=arguments,
             train_dataset=train,
             eval_dataset=validation,
-            data_collator=collator,
+            data_collator=_make_collator(config.data, pad_token_id(tokenizer, folder)),
             callbacks=self._callbacks(status),
         )
         _log_size(train, model)
         return trainer, status
+
+    def _load_datasets(
+        self, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil
+    ) -> tuple[BBUDataset, BBUDataset | None]:
+        """Load the training set and, unless eval_strategy is `no`, the validation set."""
+        config = self._config
+        load = partial(
+            load_dataset, config.data, tokenizer, processor,
+            seed=config.training.data_seed, max_length=config.model.model_max_length,
+        )  # fmt: skip
+        train = load(split="train")
+        validation = load(split="eval") if config.training.eval_strategy != "no" else None
+        for dataset in filter(None, (train, validation)):
+            _check_head_fits(dataset, config.detection)
+        return train, validation
 
     def _callbacks(self, status: StatusCallback) -> list[Any]:
         infra = self._config.infrastructure

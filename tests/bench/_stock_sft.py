@@ -1,4 +1,4 @@
-"""Plain supervised fine-tuning with transformers.Trainer: what one would write without this project.
+"""Plain supervised fine-tuning with transformers.Trainer, as one would write it without this project.
 
     python -m tests.bench._stock_sft FOLDER CPU_MINUTES SETTING…
 
@@ -28,12 +28,12 @@ from bbu.inference.predictor import Predictor
 from bbu.models.qwen import load_image_processor, load_tokenizer
 from bbu.schema import read_records
 
-GIVEN = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "labels")
+MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "labels")
 BATCH, RATE, STEPS = 8, 1e-3, int(os.environ.get("BBU_BENCH_STOCK_STEPS", "3200"))
 
 
-class Budget(TrainerCallback):
-    """Stops the training at a CPU time."""
+class CpuTimeLimit(TrainerCallback):
+    """Stops the training after a CPU time."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds = minutes * 60
@@ -59,8 +59,8 @@ def main(folder: str, minutes: str, *settings: str) -> None:
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=lambda samples: {k: v for k, v in pad(samples).items() if k in GIVEN},
-        callbacks=[Budget(float(minutes))],
+        data_collator=lambda samples: {k: v for k, v in pad(samples).items() if k in MODEL_INPUTS},
+        callbacks=[CpuTimeLimit(float(minutes))],
     ).train()
     spent = time.process_time() / 60
     model.save_pretrained(out)
@@ -73,9 +73,9 @@ def score(folder: Path, config) -> dict:
     root = Path(config.data.data_root)
     views = [record.student for record in read_records(root / config.data.val_file)]
     predictor = Predictor(folder, config.model, config.data, config.detection)
-    found = predictor.predict([load_image(root / view.images[0], "bench") for view in views])
-    said = [Prediction(v.images[0], f.objects, status=f.status) for v, f in zip(views, found, strict=True)]
-    return evaluate(views, said, load_label_scheme(config.data), resamples=0)
+    detections = predictor.predict([load_image(root / view.images[0], "bench") for view in views])
+    predictions = [Prediction(v.images[0], d.objects, status=d.status) for v, d in zip(views, detections, strict=True)]
+    return evaluate(views, predictions, load_label_scheme(config.data), resamples=0)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def run() -> str:
     demo = Demo(root) if (root / "model").exists() else make_demo(root, PHOTOS, SEED, f"val_ratio={VAL_RATIO}")
     counts = {name: len((root / "data" / name).read_text().splitlines()) for name in ("train.jsonl", "val.jsonl")}
     ours = train_ours(demo)
-    rows = curve(demo, "ours")
+    rows = score_checkpoints(demo, "ours")
     peer = train_peer(demo)
     rows.append(["stock SFT", "answer", f"{peer:.1f}", *score_peer(demo)])
     head = (
@@ -53,8 +53,8 @@ def run() -> str:
     return f"{head}\n{tabulate(rows, headers=names, floatfmt='.3f')}"
 
 
-def cpu_minutes(argv: list[str]) -> float:
-    """Run a command; the CPU time it and its children took."""
+def measure_cpu_minutes(argv: list[str]) -> float:
+    """Run a command and return the CPU time of it and its children, in minutes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(argv, cwd=ROOT, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -63,11 +63,11 @@ def cpu_minutes(argv: list[str]) -> float:
 
 def train_ours(demo: Demo) -> float:
     settings = [*COMMON, *OURS, *demo.settings, f"output_root={demo.root}", "run_name=ours"]
-    return cpu_minutes(argv_of("train", ("--config", "smoke"), settings))
+    return measure_cpu_minutes(argv_of("train", ("--config", "smoke"), settings))
 
 
-def curve(demo: Demo, name: str) -> list[list]:
-    """A row a checkpoint and source. The CPU time of an inner one is its share of the steps."""
+def score_checkpoints(demo: Demo, name: str) -> list[list]:
+    """Score every checkpoint of a run; a row for each of them and each source."""
     run = demo.root / f"output-{name}"
     call_well("eval", arguments=("--pending", str(run)))
     rows = []
@@ -75,21 +75,22 @@ def curve(demo: Demo, name: str) -> list[list]:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         rows.append([metrics["step"], metrics["source"], metrics])
     return [
-        [f"ours, step {step}", source, "", *figures(metrics)]
+        [f"ours, step {step}", source, "", *select_figures(metrics)]
         for step, source, metrics in sorted(rows, key=lambda r: r[:2])
     ]
 
 
-def figures(metrics: dict) -> list[float]:
+def select_figures(metrics: dict) -> list[float]:
+    """Precision, recall and F1 with the right label, and F1 of the boxes alone, at IoU 0.5."""
     aware, boxes = metrics["detection"]["class_aware"], metrics["detection"]["class_agnostic"]
     return [aware["precision@0.50"], aware["recall@0.50"], aware["f1@0.50"], boxes["f1@0.50"]]
 
 
 def train_peer(demo: Demo) -> float:
     argv = [sys.executable, "-m", "tests.bench._stock_sft", str(demo.root), str(MINUTES), *COMMON, *demo.settings]
-    return cpu_minutes(argv)
+    return measure_cpu_minutes(argv)
 
 
 def score_peer(demo: Demo) -> list[float]:
     metrics = json.loads((demo.root / "stock" / "metrics.json").read_text(encoding="utf-8"))
-    return figures(metrics)
+    return select_figures(metrics)

@@ -1,4 +1,4 @@
-"""The README's first command, without its installation: rooms in, a table and a run folder out, on this machine."""
+"""The README's first command without its installation: synthetic rooms in, a table and a run folder out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The detection head through the real entries: frozen at first, scored by its own, asked apart or together."""
+"""The detection head through the real entries: frozen at first, scored on its own, queried alone or with the answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bbu.inference import Qwen25VLInference
 from tests.commands import Demo, call_well
-from tests.training.test_coordinator import scalars
+from tests.tensorboard import read_scalars
 
 pytestmark = pytest.mark.e2e
 
@@ -34,34 +34,34 @@ def run(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "output-smoke"
 
 
-def head_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+def head_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     weights = load_file(checkpoint / "model.safetensors")
     return {name: weight for name, weight in weights.items() if name.startswith("detection_head.")}
 
 
 def test_a_frozen_head_keeps_every_bit_and_learns_afterwards(run: Path):
-    first, second, later = (head_of(run / f"checkpoint-{step}") for step in (2, 4, 6))
+    first, second, later = (head_weights(run / f"checkpoint-{step}") for step in (2, 4, 6))
     assert first and all(torch.equal(first[name], second[name]) for name in first)
     changed = [name for name in first if not torch.equal(first[name], later[name])]
     assert len(changed) > 0.9 * len(first)
-    curve = scalars(run)
+    curve = read_scalars(run)
     assert curve["lr/detection"][3] == 0 and curve["lr/detection"][6] > 0
     assert {"bbox_l1_loss", "bbox_giou_loss", "objectness_loss", "caption_loss"} <= curve.keys()
 
 
 def test_answer_head_and_both_are_scored_with_their_sources_named(run: Path):
-    told = call_well("eval", arguments=("--checkpoint", str(run / "checkpoint-8"))).out
-    found = {
+    report = call_well("eval", arguments=("--checkpoint", str(run / "checkpoint-8"))).out
+    scores = {
         metrics["source"]: metrics
         for metrics in (json.loads(path.read_text()) for path in run.glob("eval/checkpoint-8/*/metrics.json"))
     }
-    assert set(found) == {"answer", "head", "both"} and told.count("run folder:") == 3
-    assert found["head"]["average_precision"]["score_source"] == "objectness"
-    assert found["head"]["images"]["objects_predicted"] <= 4 * 5
+    assert set(scores) == {"answer", "head", "both"} and report.count("run folder:") == 3
+    assert scores["head"]["average_precision"]["score_source"] == "objectness"
+    assert scores["head"]["images"]["objects_predicted"] <= 4 * 5
 
 
 @pytest.mark.parametrize("source", ["answer", "head", "both"])
-def test_predict_detection_asks_any_source(run: Path, demo: Demo, source: str):
+def test_predict_detection_queries_any_source(run: Path, demo: Demo, source: str):
     predictor = Qwen25VLInference(run / "checkpoint-8")
     paths = sorted((demo.root / "vendor").glob("*.jpeg"))[:2]
     images = [Image.open(path).convert("RGB") for path in paths]
@@ -70,12 +70,12 @@ def test_predict_detection_asks_any_source(run: Path, demo: Demo, source: str):
     if source == "head":
         assert boxes[0] and all(
             0 <= x1 < x2 <= image.width and 0 <= y1 < y2 <= image.height
-            for image, found in zip(images, boxes, strict=True)
-            for x1, y1, x2, y2 in found
+            for image, image_boxes in zip(images, boxes, strict=True)
+            for x1, y1, x2, y2 in image_boxes
         )
 
 
-def test_worked_examples_come_before_the_photo_when_asked_for(run: Path, demo: Demo, monkeypatch: pytest.MonkeyPatch):
+def test_worked_examples_come_before_the_photo_on_request(run: Path, demo: Demo, monkeypatch: pytest.MonkeyPatch):
     guided, alone = (
         Qwen25VLInference(run / "checkpoint-8", num_teacher_samples=2),
         Qwen25VLInference(run / "checkpoint-8"),

@@ -1,4 +1,4 @@
-"""A small proof of learning: what the tiny model has seen often enough, it finds again, through the real entries."""
+"""A small proof of learning: the tiny model detects again what it was trained on, through the real entries."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def test_eight_photos_are_learnt_by_heart_by_the_answer_and_by_the_head(tmp_path: Path):
+def test_eight_photos_are_memorised_by_the_answer_and_by_the_head(tmp_path: Path):
     demo = make_demo(tmp_path, 8, 1, "val_ratio=0.0")
     call_well("train", *SETTINGS, *demo.settings, f"output_root={tmp_path}")
     predictor = Qwen25VLInference(tmp_path / "output-smoke" / f"checkpoint-{STEPS}")
     views = [record.student for record in read_records(tmp_path / "data" / "train.jsonl")]
-    scores = {source: scored(predictor, tmp_path / "data", views, source) for source in ("answer", "head")}
+    scores = {source: score_source(predictor, tmp_path / "data", views, source) for source in ("answer", "head")}
     print(f"8 photos, {sum(len(v.objects) for v in views)} objects: {scores}")
     assert all(score["f1"] >= 0.95 for score in scores.values()), scores
 
 
-def scored(predictor: Qwen25VLInference, root: Path, views: list[View], source: Source) -> dict[str, float]:
+def score_source(predictor: Qwen25VLInference, root: Path, views: list[View], source: Source) -> dict[str, float]:
     """Precision, recall and F1 at IoU 0.5 with the right label, of `predict_detection` on the views' photos."""
     images = [ImageOps.exif_transpose(Image.open(root / view.images[0])).convert("RGB") for view in views]
     boxes, captions = predictor.predict_detection(images, source=source)

@@ -18,12 +18,12 @@ OBJECTS = [
 ]
 
 
-def as_objects(data: list[dict]) -> tuple[BBUObject, ...]:
+def expected_objects(data: list[dict]) -> tuple[BBUObject, ...]:
     return tuple(BBUObject(tuple(float(c) for c in o["bbox_2d"]), o["desc"].strip()) for o in data)
 
 
 def ends_of_objects(data: list[dict], text: str) -> list[int]:
-    """Where each object is complete in `text`, found from the writer's side."""
+    """Where each object of `data` is complete in `text`, computed from what was written."""
     ends, position = [], 0
     for item in data:
         written = json.dumps(item, ensure_ascii=False)
@@ -33,18 +33,19 @@ def ends_of_objects(data: list[dict], text: str) -> list[int]:
 
 
 def check_every_cut(data: list[dict]) -> None:
+    """Cut the answer at each position: every complete object is parsed, and no other."""
     text = json.dumps(data, ensure_ascii=False)
     ends = ends_of_objects(data, text)
     for cut in range(len(text)):
         complete = sum(end <= cut for end in ends)
         answer = parse_answer(text[:cut], finished=False)
-        assert answer.objects == as_objects(data[:complete]), text[:cut]
+        assert answer.objects == expected_objects(data[:complete]), text[:cut]
         assert answer.status == "truncated"
 
 
-def test_a_whole_answer_is_read_in_order():
+def test_a_complete_answer_is_parsed_in_order():
     answer = parse_answer(json.dumps(OBJECTS, ensure_ascii=False), finished=True)
-    assert (answer.objects, answer.status, answer.rejected) == (as_objects(OBJECTS), "ok", {})
+    assert (answer.objects, answer.status, answer.rejected) == (expected_objects(OBJECTS), "ok", {})
 
 
 def test_an_answer_cut_anywhere_keeps_every_complete_object_and_invents_none():
@@ -76,13 +77,13 @@ def test_an_empty_list_is_a_valid_answer():
 def test_a_code_fence_and_words_around_the_list_do_no_harm():
     text = "好的 [见下]：\n```json\n" + json.dumps(OBJECTS, indent=1) + "\n```\n以上。"
     answer = parse_answer(text, finished=True)
-    assert (answer.objects, answer.status) == (as_objects(OBJECTS), "ok")
+    assert (answer.objects, answer.status) == (expected_objects(OBJECTS), "ok")
 
 
 def test_objects_written_after_the_end_of_the_list_are_counted_not_used():
     text = json.dumps(OBJECTS[:1]) + json.dumps(OBJECTS[:2])
     answer = parse_answer(text, finished=True)
-    assert (answer.objects, answer.rejected) == (as_objects(OBJECTS[:1]), {"after_the_list": 2})
+    assert (answer.objects, answer.rejected) == (expected_objects(OBJECTS[:1]), {"after_the_list": 2})
 
 
 @pytest.mark.parametrize("text", ["", "没有", "12", "{", "[{"])
@@ -120,11 +121,11 @@ def test_malformed_text_is_repaired_and_flagged_only_when_the_model_ended_it():
         ('{"bbox_2d": [1, 2, 3, 4], "desc": "a", "desc": "b"}', "not_an_object"),
     ],
 )
-def test_what_is_no_usable_object_is_rejected_with_its_reason_and_the_rest_stays(written: str, reason: str):
-    text = f'[{written}, {{"bbox_2d": [1, 2, 3, 4], "desc": "kept"}}]'
+def test_an_unusable_object_is_rejected_with_its_reason_and_the_rest_stays(written: str, reason: str):
+    text = f'[{written}, {{"bbox_2d": [1, 2, 3, 4], "desc": "usable"}}]'
     answer = parse_answer(text, finished=True, width=100, height=100)
     assert answer.rejected == {reason: 1}
-    assert [o.desc for o in answer.objects] == ["kept"]
+    assert [o.desc for o in answer.objects] == ["usable"]
 
 
 def test_a_box_partly_outside_stays_as_written():

@@ -1,4 +1,4 @@
-"""The predictor on a real, if tiny, Qwen2.5-VL that has learnt one photo by heart."""
+"""The predictor on a real, tiny Qwen2.5-VL that has memorised one photo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bbu.schema import BBUObject, View
 OBJECTS = (BBUObject((8, 12, 60, 70), "bbu基带处理单元/华为"), BBUObject((90, 100, 140, 150), "标签贴纸"))
 
 
-def photo() -> Image.Image:
+def draw_photo() -> Image.Image:
     image = Image.new("RGB", (168, 168), "grey")
     ImageDraw.Draw(image).rectangle((8, 12, 60, 70), fill="red")
     return image
@@ -30,7 +30,7 @@ def photo() -> Image.Image:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(model folder, data root) after 60 steps on the one photo."""
     root = tmp_path_factory.mktemp("data")
-    photo().save(root / "a.png")
+    draw_photo().save(root / "a.png")
     folder = build_tiny_model(root / "model", seed=0)
     config = load_config("smoke", overrides=[f"data_root={root}"])
     tokenizer = load_tokenizer(folder)
@@ -52,13 +52,13 @@ def test_boxes_come_back_in_pixels_of_the_given_image(trained: tuple[Path, Path]
     folder, root = trained
     config = load_config("smoke", overrides=[f"data_root={root}", "generation_max_new_tokens=96"])
     predictor = Predictor(folder, config.model, config.data, config.detection)
-    boxes, captions = predictor.predict_detection([photo(), photo()])
+    boxes, captions = predictor.predict_detection([draw_photo(), draw_photo()])
     assert boxes == [[o.bbox_2d for o in OBJECTS]] * 2
     assert captions == [[o.desc for o in OBJECTS]] * 2
 
 
-def test_an_answer_cut_at_the_limit_is_told_as_truncated(trained: tuple[Path, Path]):
+def test_an_answer_cut_at_the_token_limit_is_reported_as_truncated(trained: tuple[Path, Path]):
     folder, root = trained
     config = load_config("smoke", overrides=[f"data_root={root}", "generation_max_new_tokens=12"])
-    (answer,) = Predictor(folder, config.model, config.data, config.detection).predict([photo()])
+    (answer,) = Predictor(folder, config.model, config.data, config.detection).predict([draw_photo()])
     assert (answer.status, answer.objects) == ("truncated", ())

@@ -1,4 +1,4 @@
-"""Scores of written boxes: which tokens are counted, and what they come to."""
+"""Scores of generated boxes: which tokens are counted, and the mean of their probabilities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_tokens_end_where_their_bytes_do(tokenizer: PreTrainedTokenizerBase):
     assert ends[-1] == len(TEXT.encode())
     for count in range(len(ids)):
         prefix = tokenizer.decode(ids[:count])
-        if "\ufffd" not in prefix:  # not in the midst of a character
+        if "\ufffd" not in prefix:  # not inside a character
             assert len(prefix.encode()) == ([0, *ends])[count]
 
 
@@ -48,7 +48,7 @@ def test_a_repaired_object_gets_the_mean_of_the_whole_answer(tokenizer: PreTrain
     assert scores == pytest.approx((0.25, 0.25))
 
 
-def test_the_recorder_keeps_what_greedy_decoding_takes():
+def test_the_recorder_keeps_the_log_probability_of_the_greedy_choice():
     recorder = ChosenLogProbabilities()
     scores = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
     assert recorder(torch.zeros(2, 1, dtype=torch.int64), scores) is scores

@@ -1,4 +1,4 @@
-"""A training run as a whole, on a tiny model: what it leaves, how it resumes, how it stops and how it refuses."""
+"""A complete training run on a tiny model: what it writes, how it resumes, how it stops and what it refuses."""
 
 from __future__ import annotations
 
@@ -14,34 +14,29 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bbu.config.read import load_config
 from bbu.models.qwen import load_model
 from bbu.run.checkpoints import verify
 from tests.commands import ROOT, Demo, argv_of, call_well
 from tests.conftest import Entry
+from tests.tensorboard import read_scalars
 
 LR_GROUPS = ("vision", "merger", "llm")
 
 
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "model.safetensors")
 
 
-def assert_equal(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
+def assert_equal_weights(one: Path, other: Path) -> None:
+    first, second = read_weights(one), read_weights(other)
     assert first.keys() == second.keys()
     unequal = [name for name in first if not torch.equal(first[name], second[name])]
     assert not unequal, unequal
 
 
-def scalars(run: Path) -> dict[str, dict[int, float]]:
-    events = EventAccumulator(str(run / "tensorboard" / "train")).Reload()
-    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-
-
-def training(demo: Demo, out: Path, *settings: str) -> list[str]:
+def training_command(demo: Demo, out: Path, *settings: str) -> list[str]:
     """The command line of a training run that a test starts and does not wait for."""
     return argv_of("train", ("--config", "smoke"), [*demo.settings, f"output_root={out}", *settings])
 
@@ -49,7 +44,7 @@ def training(demo: Demo, out: Path, *settings: str) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of six steps without interruption."""
-    out = tmp_path_factory.mktemp("whole")
+    out = tmp_path_factory.mktemp("finished")
     call_well("train", *demo.settings, f"output_root={out}", "eval_strategy=steps", "eval_steps=3")
     return out / "output-smoke"
 
@@ -66,21 +61,21 @@ def test_a_run_leaves_its_folder_as_documented(finished: Path):
 
 
 def test_tensorboard_has_the_seeds_names(finished: Path):
-    found = scalars(finished)
-    wanted = {"lm_loss", "teacher_lm_loss", "student_lm_loss", "loss", "grad_norm", "eval/lm_loss"}
-    wanted |= {f"{kind}/{group}" for kind in ("wn", "gn", "lr") for group in LR_GROUPS}
-    assert wanted <= found.keys(), wanted - found.keys()
-    assert sorted(found["lm_loss"]) == [1, 2, 3, 4, 5, 6] and sorted(found["eval/lm_loss"]) == [3, 6]
+    curves = read_scalars(finished)
+    tags = {"lm_loss", "teacher_lm_loss", "student_lm_loss", "loss", "grad_norm", "eval/lm_loss"}
+    tags |= {f"{kind}/{group}" for kind in ("wn", "gn", "lr") for group in LR_GROUPS}
+    assert tags <= curves.keys(), tags - curves.keys()
+    assert sorted(curves["lm_loss"]) == [1, 2, 3, 4, 5, 6] and sorted(curves["eval/lm_loss"]) == [3, 6]
 
 
 def test_group_norms_add_up_to_the_gradient_norm_before_clipping(finished: Path):
-    found = scalars(finished)
-    for step, total in found["grad_norm"].items():
-        groups = sum(found[f"gn/{group}"][step] ** 2 for group in LR_GROUPS) ** 0.5
+    curves = read_scalars(finished)
+    for step, total in curves["grad_norm"].items():
+        groups = sum(curves[f"gn/{group}"][step] ** 2 for group in LR_GROUPS) ** 0.5
         assert groups == pytest.approx(total, rel=1e-4) and total > 1.0
 
 
-def test_a_checkpoint_verifies_and_is_a_model_folder_of_its_own(finished: Path):
+def test_a_checkpoint_verifies_and_is_a_complete_model_folder(finished: Path):
     checkpoint = finished / "checkpoint-6"
     assert verify(checkpoint).step == 6
     assert json.loads((checkpoint / "config.json").read_text())["architectures"] == [
@@ -100,8 +95,8 @@ def test_a_run_resumed_from_its_middle_ends_in_the_same_bits(finished: Path, ent
     shutil.copytree(finished / "checkpoint-3", run / "checkpoint-3")
     done = entry("train", "eval_strategy=steps", "eval_steps=3")
     assert done.code == 0 and "step 4/6" in done.err and "step 3/6" not in done.err, done.err
-    assert_equal(finished / "checkpoint-6", run / "checkpoint-6")
-    assert not torch.equal(*(weights(finished / f"checkpoint-{n}")["visual.merger.ln_q.weight"] for n in (3, 6)))
+    assert_equal_weights(finished / "checkpoint-6", run / "checkpoint-6")
+    assert not torch.equal(*(read_weights(finished / f"checkpoint-{n}")["visual.merger.ln_q.weight"] for n in (3, 6)))
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(finished: Path, entry: Entry, tmp_path: Path):
@@ -109,7 +104,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(finished: Path, entry: Entry
     (tmp_path / "output-smoke/checkpoint-6/optimizer.pt").write_bytes(b"cut")
     done = entry("train")
     assert done.code == 0 and "passed over" in done.err and "step 4/6" in done.err, done.err
-    assert_equal(finished / "checkpoint-6", tmp_path / "output-smoke/checkpoint-6")
+    assert_equal_weights(finished / "checkpoint-6", tmp_path / "output-smoke/checkpoint-6")
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, entry: Entry, tmp_path: Path):
@@ -119,36 +114,36 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, entry: Entry, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["USR1", "USR2", "TERM"])
-def test_a_signal_saves_the_step_and_the_same_command_goes_on(
+def test_a_signal_saves_the_step_and_the_same_command_resumes(
     demo: Demo, entry: Entry, tmp_path: Path, finished: Path, name: str
 ):
-    argv = training(demo, tmp_path, "save_steps=100")
+    argv = training_command(demo, tmp_path, "save_steps=100")
     with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        told = ""
-        while "step 2/6" not in told:
-            told += (line := process.stderr.readline())
-            assert line, told
+        log = ""
+        while "step 2/6" not in log:
+            log += (line := process.stderr.readline())
+            assert line, log
         os.kill(process.pid, getattr(signal, f"SIG{name}"))
-        told += process.stderr.read()
-    assert process.returncode == 75 and "stop signal received" in told, told
+        log += process.stderr.read()
+    assert process.returncode == 75 and "stop signal received" in log, log
     run = tmp_path / "output-smoke"
     assert json.loads((run / "status.json").read_text())["phase"] == "preempted"
     assert len(list(run.glob("checkpoint-*"))) == 1
     done = entry("train", "save_steps=100")
     assert done.code == 0, done.err
-    assert_equal(finished / "checkpoint-6", run / "checkpoint-6")
+    assert_equal_weights(finished / "checkpoint-6", run / "checkpoint-6")
 
 
 def test_a_stop_before_the_first_step_costs_nothing(demo: Demo, tmp_path: Path):
-    argv = [sys.executable, "-X", "importtime", *training(demo, tmp_path)[1:]]
+    argv = [sys.executable, "-X", "importtime", *training_command(demo, tmp_path)[1:]]
     with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        while "torch.nn" not in process.stderr.readline():  # in the midst of the heavy imports
+        while "torch.nn" not in process.stderr.readline():  # during the heavy imports
             pass
         process.send_signal(signal.SIGTERM)
-        told = process.stderr.read()
-    assert process.returncode == 75 and "before the first step" in told
+        log = process.stderr.read()
+    assert process.returncode == 75 and "before the first step" in log
     assert not list(tmp_path.glob("output-smoke/checkpoint-*"))
 
 
@@ -156,11 +151,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_reaches_no_checkpoint(en
     done = entry("train", "llm_lr=1e30", "vision_lr=1e30", "max_grad_norm=0.0", "save_steps=1")
     assert done.code == 6 and done.err.splitlines()[-1].startswith("error: step "), done.err
     for checkpoint in tmp_path.glob("output-smoke/checkpoint-*"):
-        assert all(torch.isfinite(w).all() for w in weights(checkpoint).values()), checkpoint
+        assert all(torch.isfinite(w).all() for w in read_weights(checkpoint).values()), checkpoint
     assert json.loads((tmp_path / "output-smoke/status.json").read_text())["phase"] == "failed"
 
 
-def test_losses_do_not_depend_on_how_a_step_is_cut_into_micro_batches(entry: Entry, tmp_path: Path):
+def test_losses_do_not_depend_on_how_a_step_is_split_into_micro_batches(entry: Entry, tmp_path: Path):
     curves = []
     for size, accumulation in ((4, 1), (2, 2), (1, 4)):
         name = f"{size}x{accumulation}"
@@ -169,14 +164,14 @@ def test_losses_do_not_depend_on_how_a_step_is_cut_into_micro_batches(entry: Ent
             f"gradient_accumulation_steps={accumulation}",
         )  # fmt: skip
         assert done.code == 0, done.err
-        curves.append(scalars(tmp_path / f"output-{name}"))
+        curves.append(read_scalars(tmp_path / f"output-{name}"))
     for curve in curves[1:]:
         for name in ("lm_loss", "student_lm_loss", "loss", "grad_norm"):
             assert curve[name] == pytest.approx(curves[0][name], rel=1e-4), name
 
 
 def test_two_trainers_do_not_share_a_run_folder(demo: Demo, entry: Entry, tmp_path: Path):
-    argv = training(demo, tmp_path, "max_steps=500")
+    argv = training_command(demo, tmp_path, "max_steps=500")
     with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         while "step 1/500" not in process.stderr.readline():

@@ -1,4 +1,4 @@
-"""The FLOPs we claim, beside those torch counts while the model runs."""
+"""The FLOPs we report, compared with those that torch counts while the model runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bbu.training.flops import Work, measure_work, training_flops
 from tests.commands import Demo
 
 
-def test_the_count_is_what_torch_counts_without_the_half_that_causality_spares(demo: Demo):
+def test_the_count_is_that_of_torch_without_the_half_that_causality_spares(demo: Demo):
     eager = ("attn_implementation=eager", "vision_attn_implementation=eager")
     config = load_config("smoke", overrides=[*demo.settings, *eager])
     folder = Path(config.model.model_path)
@@ -27,11 +27,11 @@ def test_the_count_is_what_torch_counts_without_the_half_that_causality_spares(d
     )
     batch = StandardDataCollator(0)([dataset[0]])
     supervision = find_supervision(batch["labels"], batch["answer_roles"] == 1)
-    given = {
+    inputs = {
         k: batch[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
     }
     with FlopCounterMode(display=False) as counter:
-        sums, _ = model(**given, use_cache=False, read_states=lambda s, head: language_sums(s, head, supervision))
+        sums, _ = model(**inputs, use_cache=False, read_states=lambda s, head: language_sums(s, head, supervision))
         sums.loss.backward()
     work, text = measure_work([batch]), model.config.text_config
     spared = 3 * text.num_hidden_layers * 2 * text.hidden_size * work.token_squares

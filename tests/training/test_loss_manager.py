@@ -20,7 +20,7 @@ SHARDS = {0: [slice(0, 1), slice(1, 4)], 1: [slice(4, 5), slice(5, 7)]}
 """What two ranks hold in two micro-batches each: 4 and 3 tokens; rank 1 has no teacher."""
 
 
-def manager(*, detection: bool = False, teacher: float = 0.5) -> LossManager:
+def make_manager(*, detection: bool = False, teacher: float = 0.5) -> LossManager:
     config = load_config("smoke")
     return LossManager(
         dataclasses.replace(config.training, teacher_loss_weight=teacher, student_loss_weight=1.0),
@@ -34,7 +34,7 @@ def manager(*, detection: bool = False, teacher: float = 0.5) -> LossManager:
     )
 
 
-def shard(values: torch.Tensor, where: slice) -> dict[str, LossSum]:
+def language_sums_of(values: torch.Tensor, where: slice) -> dict[str, LossSum]:
     return language_losses(split_by_role(values[where], TEACHER[where]))
 
 
@@ -43,50 +43,50 @@ def loss_sum(total: float, count: int) -> LossSum:
 
 
 def test_the_window_is_a_mean_over_tokens_under_the_names_of_the_log():
-    losses = manager()
+    losses = make_manager()
     for shards in SHARDS.values():
         for where in shards:
-            losses.update(shard(LOSSES, where))
+            losses.update(language_sums_of(LOSSES, where))
     assert losses.window_means() == pytest.approx(
         {"lm_loss": 28 / 7, "teacher_lm_loss": 5 / 2, "student_lm_loss": 23 / 5}
     )
 
 
-def test_a_window_starts_anew_and_leaves_out_what_it_did_not_see():
-    losses = manager()
-    losses.update(shard(LOSSES, slice(0, 4)))
+def test_a_new_window_leaves_out_losses_without_terms():
+    losses = make_manager()
+    losses.update(language_sums_of(LOSSES, slice(0, 4)))
     losses.window_means()
     assert losses.window_means() == {}
-    losses.update(shard(LOSSES, slice(4, 7)))
+    losses.update(language_sums_of(LOSSES, slice(4, 7)))
     assert losses.window_means() == pytest.approx({"lm_loss": 6.0, "student_lm_loss": 6.0})
 
 
 def test_the_objective_weighs_roles_and_the_head():
-    losses = manager(detection=True)
+    losses = make_manager(detection=True)
     parts = {
-        **shard(LOSSES, slice(0, 7)),
+        **language_sums_of(LOSSES, slice(0, 7)),
         "bbox_l1_loss": loss_sum(8.0, 2),
         "bbox_l1_loss_aux0": loss_sum(4.0, 2),
     }
-    found = losses.objective(parts, {"lm_tokens": 7.0, "boxes": 2.0})
-    assert float(found) == pytest.approx((0.5 * 5 + 23) / 7 + 0.1 * 5.0 * (8 / 2 + 0.5 * 4 / 2))
+    objective = losses.objective(parts, {"lm_tokens": 7.0, "boxes": 2.0})
+    assert float(objective) == pytest.approx((0.5 * 5 + 23) / 7 + 0.1 * 5.0 * (8 / 2 + 0.5 * 4 / 2))
     losses.update(parts)
     assert losses.window_means()["bbox_l1_loss"] == pytest.approx(4.0)  # unweighted, last layer only
 
 
-def test_a_loss_that_is_not_trained_is_refused_with_the_names_that_are():
+def test_a_loss_that_is_not_trained_is_refused_with_the_names_of_those_that_are():
     with pytest.raises(KeyError, match="student_lm_loss"):
-        manager(detection=False).objective({"caption_loss": loss_sum(1.0, 1)}, {"caption_tokens": 1.0})
+        make_manager(detection=False).objective({"caption_loss": loss_sum(1.0, 1)}, {"caption_tokens": 1.0})
 
 
 def test_counts_are_at_least_one():
     assert global_counts({"boxes": 0, "lm_tokens": 7}) == {"boxes": 1.0, "lm_tokens": 7.0}
 
 
-def reference() -> tuple[dict[str, float], torch.Tensor]:
+def compute_in_one_process() -> tuple[dict[str, float], torch.Tensor]:
     """Window means and gradient of one process that sees all tokens at once."""
-    losses, scale = manager(), torch.ones((), requires_grad=True)
-    parts = shard(LOSSES * scale, slice(0, 7))
+    losses, scale = make_manager(), torch.ones((), requires_grad=True)
+    parts = language_sums_of(LOSSES * scale, slice(0, 7))
     losses.objective(parts, global_counts({"lm_tokens": 7})).backward()
     losses.update(parts)
     assert scale.grad is not None
@@ -94,25 +94,26 @@ def reference() -> tuple[dict[str, float], torch.Tensor]:
 
 
 def run_rank(rank: int, rendezvous: str, results: str) -> None:
+    """Train and log on one of two ranks; writes its window means and its gradient under DDP to `results`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    losses, scale = manager(), torch.nn.Parameter(torch.ones(()))
+    losses, scale = make_manager(), torch.nn.Parameter(torch.ones(()))
     tokens = sum(len(LOSSES[where]) for where in SHARDS[rank])
     normalisers = global_counts({"lm_tokens": tokens})
     for where in SHARDS[rank]:
-        parts = shard(LOSSES * scale, where)
+        parts = language_sums_of(LOSSES * scale, where)
         losses.objective(parts, normalisers, world_size=2).backward()
         losses.update(parts)
     assert scale.grad is not None
     dist.all_reduce(scale.grad)
-    torch.save((losses.window_means(), scale.grad / 2), f"{results}/{rank}.pt")  # DDP averages
+    torch.save((losses.window_means(), scale.grad / 2), f"{results}/{rank}.pt")  # DDP's mean over ranks
     dist.destroy_process_group()
 
 
-def test_two_ranks_log_and_learn_what_one_process_does(tmp_path: Path):
+def test_two_ranks_log_and_learn_the_same_as_one_process(tmp_path: Path):
     mp.spawn(run_rank, args=(str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)  # pyright: ignore
-    means, gradient = reference()
+    means, gradient = compute_in_one_process()
     for rank in range(2):
-        found_means, found_gradient = torch.load(tmp_path / f"{rank}.pt")
-        assert found_means == pytest.approx(means)
-        torch.testing.assert_close(found_gradient, gradient)
+        rank_means, rank_gradient = torch.load(tmp_path / f"{rank}.pt")
+        assert rank_means == pytest.approx(means)
+        torch.testing.assert_close(rank_gradient, gradient)
