@@ -13,7 +13,7 @@ from bbu.errors import JobError
 from bbu.jobs.queue import JobsByKey, QueuedJob, cancel_jobs, find_jobs, live_jobs, summarise_states
 from bbu.jobs.records import JobRecord, newest_record, read_records
 from bbu.jobs.request import Request
-from bbu.jobs.schedule import drop
+from bbu.jobs.schedule import remove_run
 from bbu.jobs.spec import job_kind, job_name
 from bbu.run.folder import RunFolder
 from bbu.run.status import RunStatus, read_status
@@ -181,7 +181,7 @@ def _end_schedules(run: RunFolder, records: Sequence[JobRecord], jobs: JobsByKey
     lines: list[str] = []
     for schedule in (record.schedule for record in records if record.schedule):
         schedule_jobs = [job for key in schedule.job_keys() for job in jobs.get(key, [])]
-        if drop(schedule, run.root):
+        if remove_run(schedule, run.root):
             lines.append(f"evals every {schedule.minutes} minutes: cancelled")
             to_cancel += [] if schedule.runs() else live_jobs(schedule_jobs)
     return to_cancel, lines

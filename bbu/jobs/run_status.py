@@ -177,8 +177,8 @@ def _schedule_state(schedule: Schedule, run: RunFolder, jobs: JobsByKey | None) 
     """Whether a further eval will come, and why or why not."""
     if not schedule.folder.is_dir():
         return _BROKEN, f"{schedule.folder} is gone"
-    if ended := schedule.ended():
-        return (_BROKEN if ended.startswith(FAILED) else _ENDED), ended
+    if reason := schedule.end_reason():
+        return (_BROKEN if reason.startswith(FAILED) else _ENDED), reason
     if str(run.root) not in schedule.runs():
         return _ENDED, "cancelled for this run"
     if jobs is None:

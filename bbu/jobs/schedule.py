@@ -1,8 +1,8 @@
-"""Evals that come again every so often: by scrontab, by a job that submits itself again, or after each training job.
+"""Scheduled evals: by scrontab, or by a job that submits the next one.
 
-A schedule is a folder beside the job logs: `schedule.sh` (a batch script that holds the settings and calls
-slurm/eval.scron), `runs` (one run folder a line, read at each start), `jobs` (ids, where jobs submit each other) and
-`ended` (why no further one comes). Whatever calls it, and however often: bbu.eval --pending does no work twice.
+A schedule is a folder beside the job logs: `schedule.sh` (a batch script with the settings, which calls
+slurm/eval.scron), `runs` (one run folder a line, read at each start), `jobs` (ids, where each job submits the next)
+and `ended` (why no further eval comes). bbu.eval --pending does no work twice, however often a schedule calls it.
 """
 
 from __future__ import annotations
@@ -27,58 +27,63 @@ from bbu.jobs.slurm import sbatch_options
 from bbu.jobs.spec import job_name
 from bbu.run.files import write_atomic
 
-SCRIPT, RUNS, JOBS, ENDED = "schedule.sh", "runs", "jobs", "ended"
 FAILED = "failed"
-"""How `ended` begins where it should not have ended (slurm/eval.scron)."""
-UNITS = {"m": 1, "h": 60, "d": 24 * 60}
-ENABLED = re.compile(r"(^|,)enable(,|$)")
-FIND_SECONDS = 10
+"""How the file `ended` begins where the schedule should not have ended (slurm/eval.scron)."""
+_SCRIPT, _RUNS, _JOBS, _ENDED = "schedule.sh", "runs", "jobs", "ended"
+"""The files of a schedule's folder."""
+_UNIT_MINUTES = {"m": 1, "h": 60, "d": 24 * 60}
+_ENABLED = re.compile(r"(^|,)enable(,|$)")
+_FIND_SECONDS = 10
+"""How long slurmctld may take to turn a new entry of a scrontab into a job."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One schedule: how it is kept (scrontab or resubmit), every how many minutes, and its folder."""
+    """One schedule of evals."""
 
     mode: str
+    """`scrontab`, or `resubmit`: each job submits the next one."""
     minutes: int
+    """From one start to the next."""
     folder: Path
+    """Where its files lie."""
 
     @property
     def name(self) -> str:
-        """The job's name, by which its lines in a scrontab are found again."""
+        """The name of its jobs, which also marks its lines in a scrontab."""
         return job_name(f"eval-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}")
 
     def runs(self) -> list[str]:
-        """The run folders it serves; none where its folder was cleaned away."""
-        path = self.folder / RUNS
+        """The run folders that it serves; empty where its folder was deleted."""
+        path = self.folder / _RUNS
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def job_ids(self) -> list[str]:
-        """Of jobs that submitted each other, oldest first."""
-        path = self.folder / JOBS
+        """The ids of jobs that submitted the next one, oldest first."""
+        path = self.folder / _JOBS
         return path.read_text(encoding="utf-8").split() if path.exists() else []
 
     def job_keys(self) -> list[str]:
-        """By which its jobs are found in the queue: their ids, or their name in a scrontab."""
+        """What `find_jobs` finds its jobs by: their ids, or their name, as a scrontab's jobs change their ids."""
         return [self.name] if self.mode == "scrontab" else self.job_ids()
 
-    def ended(self) -> str:
-        """Why no further job comes; empty while they do."""
-        path = self.folder / ENDED
+    def end_reason(self) -> str:
+        """Why no further job comes; empty while the schedule goes on."""
+        path = self.folder / _ENDED
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def interval_minutes(text: str) -> int:
-    """`30m`, `2h`, `1d` in minutes. Raises JobError for what a crontab cannot keep evenly."""
+    """The minutes of `30m`, `2h` or `1d`. Raises JobError for an interval that a crontab cannot keep evenly."""
     match = re.fullmatch(r"([1-9]\d{0,3})([mhd])", text)
-    minutes = int(match[1]) * UNITS[match[2]] if match else 0
+    minutes = int(match[1]) * _UNIT_MINUTES[match[2]] if match else 0
     if not minutes or not (60 % minutes == 0 or (minutes % 60 == 0 and 24 * 60 % minutes == 0)):
         raise JobError(f"--every {text}: write minutes that divide an hour, hours that divide a day, or 1d; as 30m, 2h")
     return minutes
 
 
-def cron_times(minutes: int) -> str:
-    """The five fields of a crontab."""
+def _cron_times(minutes: int) -> str:
+    """The five time fields of a crontab's line, for an interval that `interval_minutes` accepts."""
     if minutes < 60:
         return f"*/{minutes} * * * *" if minutes > 1 else "* * * * *"
     hours = minutes // 60
@@ -86,62 +91,86 @@ def cron_times(minutes: int) -> str:
 
 
 def scrontab_enabled(config: Mapping[str, str]) -> bool:
-    """Whether the controller takes scrontabs; the program is another question, Debian 12 has none."""
-    return ENABLED.search(config.get("ScronParameters", "")) is not None
+    """Whether the controller accepts scrontabs. The program may still be missing, as on Debian 12."""
+    return _ENABLED.search(config.get("ScronParameters", "")) is not None
 
 
-def way_here(wanted: str) -> str:
-    """The way that `eval_schedule` of a profile names; for `auto` the first that the site allows."""
+def choose_mode(eval_schedule: str) -> str:
+    """How this site keeps a schedule.
+
+    Args:
+        eval_schedule: the key of the cluster profile: `scrontab`, `resubmit`, `dependency`, or `auto` for the first of
+            these that the site allows.
+
+    Returns:
+        `scrontab`, `resubmit` or `dependency`.
+
+    Raises:
+        JobError: scrontab is named, but the site has none, or Slurm does not answer.
+    """
     allowed = shutil.which("scrontab") is not None and scrontab_enabled(read_slurm_config())
-    if wanted == "scrontab" and not allowed:
+    if eval_schedule == "scrontab" and not allowed:
         raise JobError("eval_schedule is scrontab, but this site has none (ScronParameters=enable); state auto")
-    return wanted if wanted != "auto" else "scrontab" if allowed else "resubmit"
+    if eval_schedule == "auto":
+        return "scrontab" if allowed else "resubmit"
+    return eval_schedule
 
 
-def described(schedule: Schedule, profile: ClusterProfile, home: Path) -> str:
-    """For a dry run: what would be installed or submitted, and the script behind it."""
-    path = schedule.folder / SCRIPT
-    how = "\n".join(entry(schedule, profile)) if schedule.mode == "scrontab" else f"sbatch {path}"
-    return f"### eval-schedule: {how}\n\n### {path}\n{script(schedule, profile, home)}"
+def schedule_text(schedule: Schedule, profile: ClusterProfile, checkout: Path) -> str:
+    """What would be installed or submitted, and its script, for a dry run."""
+    path = schedule.folder / _SCRIPT
+    how = "\n".join(_scrontab_entry(schedule, profile)) if schedule.mode == "scrontab" else f"sbatch {path}"
+    return f"### eval-schedule: {how}\n\n### {path}\n{_script_text(schedule, profile, checkout)}"
 
 
-def create(mode: str, minutes: int, runs: Sequence[Path], profile: ClusterProfile, home: Path) -> Schedule:
-    """Write the folder of a schedule; nothing is submitted yet."""
+def create_schedule(mode: str, minutes: int, runs: Sequence[Path], profile: ClusterProfile, checkout: Path) -> Schedule:
+    """Write the folder of a schedule; nothing is submitted yet.
+
+    Args:
+        mode: `scrontab` or `resubmit`.
+        minutes: from one start to the next.
+        runs: the run folders that it serves.
+        profile: the site.
+        checkout: the folder with the code.
+    """
     schedule = Schedule(mode, minutes, new_folder("eval-schedule", profile))
-    write_atomic(schedule.folder / RUNS, "".join(f"{run}\n" for run in runs))
-    path = schedule.folder / SCRIPT
-    write_atomic(path, script(schedule, profile, home))
+    write_atomic(schedule.folder / _RUNS, "".join(f"{run}\n" for run in runs))
+    path = schedule.folder / _SCRIPT
+    write_atomic(path, _script_text(schedule, profile, checkout))
     path.chmod(0o755)
     return schedule
 
 
-def script(schedule: Schedule, profile: ClusterProfile, home: Path) -> str:
-    """The batch script. It states the caller's PATH: a scrontab's jobs begin with hardly any environment."""
-    environment = task_environment(profile, home, profile.eval.gpus_per_node)
+def _script_text(schedule: Schedule, profile: ClusterProfile, checkout: Path) -> str:
+    """The batch script. It sets the caller's PATH, as a scrontab's jobs begin with hardly any environment."""
+    environment = task_environment(profile, checkout, profile.eval.gpus_per_node)
     environment |= {"BBU_SCHEDULE": str(schedule.folder)} | ({} if profile.image else {"BBU_PYTHON": sys.executable})
     if schedule.mode == "resubmit":
         environment |= {"BBU_EVERY": str(schedule.minutes)}
     lines = [
         "#!/bin/bash -l" if profile.modules else "#!/bin/bash",  # `module` is a function of a login shell
         f"# Evals every {schedule.minutes} minutes, by {schedule.mode}; `bbu.submit cancel RUN` ends them.",
-        *(f"#SBATCH {option}" for option in options(schedule, profile)),
+        *(f"#SBATCH {option}" for option in _sbatch_options(schedule, profile)),
         "",
-        f"export PATH={shlex.quote(caller_path())}",  # alone: jobs that submit each other would lengthen it for ever
+        f"export PATH={shlex.quote(_caller_path())}",  # without $PATH: each job that submits the next would lengthen it
         *(f"module load {module}" for module in profile.modules),
         *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
-        f"mapfile -t runs <{shlex.quote(str(schedule.folder / RUNS))}",
-        f'exec bash {shlex.quote(str(home / "slurm" / "eval.scron"))} "${{runs[@]}}"',
+        f"mapfile -t runs <{shlex.quote(str(schedule.folder / _RUNS))}",
+        f'exec bash {shlex.quote(str(checkout / "slurm" / "eval.scron"))} "${{runs[@]}}"',
     ]
     return "\n".join(lines) + "\n"
 
 
-def caller_path() -> str:
-    """Where the programs of the one who submits are; apptainer's folder above all."""
+def _caller_path() -> str:
+    """The PATH of the person who submits: where apptainer is, above all."""
     return os.environ.get("PATH", "/usr/bin:/bin")
 
 
-def options(schedule: Schedule, profile: ClusterProfile) -> list[str]:
-    """For sbatch, and for the `#SCRON` lines. Not requeued: the next job goes on, and two must not follow one."""
+def _sbatch_options(schedule: Schedule, profile: ClusterProfile) -> list[str]:
+    """Options of sbatch, and of the `#SCRON` lines.
+
+    A job that submits the next one is not requeued: it would submit a second next one.
+    """
     return [
         f"--job-name={schedule.name}",
         "--nodes=1",
@@ -155,43 +184,69 @@ def options(schedule: Schedule, profile: ClusterProfile) -> list[str]:
     ]
 
 
-def start(schedule: Schedule, profile: ClusterProfile) -> str:
-    """Begin: install the scrontab's entry, or submit the first job; its id.
+def start_schedule(schedule: Schedule, profile: ClusterProfile) -> str:
+    """Install the entry of a scrontab, or submit the first job.
 
-    Raises JobError if Slurm refuses; then nothing is left behind.
+    Returns:
+        The id of the first job.
+
+    Raises:
+        JobError: Slurm refuses; then nothing is left behind.
     """
     if schedule.mode == "resubmit":
-        job = slurm_output(["sbatch", "--parsable", str(schedule.folder / SCRIPT)]).strip().partition(";")[0]
-        with (schedule.folder / JOBS).open("a") as file:
+        job = slurm_output(["sbatch", "--parsable", str(schedule.folder / _SCRIPT)]).strip().partition(";")[0]
+        with (schedule.folder / _JOBS).open("a") as file:
             file.write(f"{job}\n")
         return job
-    write_scrontab([*without(scrontab_lines(), schedule.name), *entry(schedule, profile)])
+    _write_scrontab([*_without_entry(_scrontab_lines(), schedule.name), *_scrontab_entry(schedule, profile)])
     try:
-        return find_job(schedule.name)
+        return _scrontab_job(schedule.name)
     except JobError:
-        take_out(schedule)
+        _remove_entry(schedule)
         raise
 
 
-def entry(schedule: Schedule, profile: ClusterProfile) -> list[str]:
-    """The lines of a scrontab, between two marks."""
+def remove_run(schedule: Schedule, run: Path) -> bool:
+    """Take a run out of a schedule, and end the schedule with its last run.
+
+    Returns:
+        False if there was nothing to take out.
+
+    Raises:
+        JobError: the scrontab cannot be read or written. It comes first, so that the same call may be repeated.
+    """
+    left = [line for line in schedule.runs() if line != str(run)]
+    removed = not left and _remove_entry(schedule)
+    if not schedule.folder.is_dir() or str(run) not in schedule.runs():
+        return removed
+    if not left:
+        write_atomic(schedule.folder / _ENDED, "cancelled\n")
+    write_atomic(schedule.folder / _RUNS, "".join(f"{line}\n" for line in left))
+    return True
+
+
+def _scrontab_entry(schedule: Schedule, profile: ClusterProfile) -> list[str]:
+    """A schedule's lines of a scrontab, between two marks."""
     return [
         f"# {schedule.name} begins: evals by bbu.submit; `python -m bbu.submit cancel RUN` takes it out",
-        *(f"#SCRON {option}" for option in options(schedule, profile)),
-        f"{cron_times(schedule.minutes)} {shlex.quote(str(schedule.folder / SCRIPT))}",
+        *(f"#SCRON {option}" for option in _sbatch_options(schedule, profile)),
+        f"{_cron_times(schedule.minutes)} {shlex.quote(str(schedule.folder / _SCRIPT))}",
         f"# {schedule.name} ends",
     ]
 
 
-def scrontab_lines() -> list[str]:
-    """The caller's scrontab. Raises JobError unless it is there or known to be empty: it will be written back."""
-    code, out, error = run_slurm_command(["scrontab", "-l"])
-    if code and "no crontab" not in (out + error).lower():
+def _scrontab_lines() -> list[str]:
+    """The caller's scrontab, which will be written back.
+
+    Raises JobError if it cannot be read, unless Slurm says that there is none.
+    """
+    code, output, error = run_slurm_command(["scrontab", "-l"])
+    if code and "no crontab" not in (output + error).lower():
         raise JobError(f"scrontab -l failed: {one_line(error)}")
-    return [] if code else out.splitlines()
+    return [] if code else output.splitlines()
 
 
-def write_scrontab(lines: Sequence[str]) -> None:
+def _write_scrontab(lines: Sequence[str]) -> None:
     """Replace the caller's scrontab; an empty one is removed."""
     if not any(line.strip() for line in lines):
         slurm_output(["scrontab", "-r"])
@@ -202,48 +257,33 @@ def write_scrontab(lines: Sequence[str]) -> None:
         slurm_output(["scrontab", file.name])
 
 
-def without(lines: Sequence[str], name: str) -> list[str]:
-    """Everything but one schedule's entry."""
-    kept, ours = [], False
+def _without_entry(lines: Sequence[str], name: str) -> list[str]:
+    """The lines of a scrontab but for one schedule's entry."""
+    others, inside = [], False
     for line in lines:
-        ours = ours or line.startswith(f"# {name} begins")
-        if not ours:
-            kept.append(line)
-        ours = ours and not line.startswith(f"# {name} ends")
-    return kept
+        inside = inside or line.startswith(f"# {name} begins")
+        if not inside:
+            others.append(line)
+        inside = inside and not line.startswith(f"# {name} ends")
+    return others
 
 
-def find_job(name: str) -> str:
-    """The id of the job that a new entry of the scrontab made."""
-    deadline = time.monotonic() + FIND_SECONDS
-    while not (found := slurm_output(["squeue", "--me", "-h", "-n", name, "-o", "%A"]).split()):
+def _scrontab_job(name: str) -> str:
+    """The id of the job that a new entry of the scrontab makes. Raises JobError if there is none in time."""
+    deadline = time.monotonic() + _FIND_SECONDS
+    while not (ids := slurm_output(["squeue", "--me", "-h", "-n", name, "-o", "%A"]).split()):
         if time.monotonic() > deadline:
-            raise JobError(f"the scrontab's entry {name} made no job within {FIND_SECONDS} s; see scrontab -l")
+            raise JobError(f"the scrontab's entry {name} made no job within {_FIND_SECONDS} s; see scrontab -l")
         time.sleep(0.2)
-    return found[-1]
+    return ids[-1]
 
 
-def drop(schedule: Schedule, run: Path) -> bool:
-    """Take a run out of a schedule, and end that with its last run; False if there was nothing to take out.
-
-    The scrontab comes first: if it cannot be written, the same call may be made again.
-    """
-    rest = [line for line in schedule.runs() if line != str(run)]
-    entered = not rest and take_out(schedule)
-    if not schedule.folder.is_dir() or str(run) not in schedule.runs():
-        return entered
-    if not rest:
-        write_atomic(schedule.folder / ENDED, "cancelled\n")
-    write_atomic(schedule.folder / RUNS, "".join(f"{line}\n" for line in rest))
-    return True
-
-
-def take_out(schedule: Schedule) -> bool:
+def _remove_entry(schedule: Schedule) -> bool:
     """Take a schedule's entry out of the scrontab; False if there is none."""
     if schedule.mode != "scrontab":
         return False
-    lines = scrontab_lines()
-    left = without(lines, schedule.name)
-    if left != lines:
-        write_scrontab(left)
-    return left != lines
+    lines = _scrontab_lines()
+    others = _without_entry(lines, schedule.name)
+    if others != lines:
+        _write_scrontab(others)
+    return others != lines

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bbu.config.flat import DirectConfig
 from bbu.errors import ConfigError, JobError
-from bbu.jobs import schedule
 from bbu.jobs.clusters import ClusterProfile, load_profile
 from bbu.jobs.control import live_training_jobs
 from bbu.jobs.launch import Note, Submission, job_environment, task_command
@@ -26,6 +25,7 @@ from bbu.jobs.plan import (
 from bbu.jobs.queue import max_array_size
 from bbu.jobs.records import append_records, job_record, schedule_record
 from bbu.jobs.request import Command, Request
+from bbu.jobs.schedule import Schedule, choose_mode, create_schedule, schedule_text, start_schedule
 from bbu.jobs.slurm import awaited_ids, script_text, submit_to_slurm
 from bbu.jobs.spec import JobSpec, check_order
 from bbu.run.folder import RunFolder
@@ -223,18 +223,18 @@ def _schedule_evals(
     if profile.executor != "slurm":
         raise JobError("--every needs a Slurm profile; here, let cron call `python -m bbu.eval --pending RUN`")
     runs = _request_runs(request, config)
-    mode = schedule.way_here(profile.eval_schedule)
+    mode = choose_mode(profile.eval_schedule)
     if mode == "dependency":
         return _submit_after_training(runs, request, profile, config, notify, dry_run)
     if dry_run:
         placeholder = Path(profile.work_folder).absolute() / "<time>-eval-schedule-<random>"
-        print(schedule.described(schedule.Schedule(mode, minutes, placeholder), profile, CHECKOUT))
+        print(schedule_text(Schedule(mode, minutes, placeholder), profile, CHECKOUT))
         return 0
-    made = schedule.create(mode, minutes, [run.root for run in runs], profile, CHECKOUT)
+    schedule = create_schedule(mode, minutes, [run.root for run in runs], profile, CHECKOUT)
     for run in runs:
-        append_records(run, [schedule_record(made, request.cluster)])
-    job = schedule.start(made, profile)
-    notify(f"evals every {minutes} minutes by {mode}: job {job}, logs {made.folder}")
+        append_records(run, [schedule_record(schedule, request.cluster)])
+    job = start_schedule(schedule, profile)
+    notify(f"evals every {minutes} minutes by {mode}: job {job}, logs {schedule.folder}")
     return 0
 
 

@@ -88,7 +88,7 @@ def test_cancel_leaves_a_schedule_to_the_other_runs_it_serves(run: RunFolder, sl
     schedule = Schedule("resubmit", 30, folder)
     append_records(run, [schedule_record(schedule, "test")])
     assert cancel_runs([run])[run] == ["evals every 30 minutes: cancelled"]
-    assert schedule.runs() == [f"{tmp_path}/output-b"] and not schedule.ended()
+    assert schedule.runs() == [f"{tmp_path}/output-b"] and not schedule.end_reason()
     assert view_runs([run])[0].evals == "ended"
 
 
