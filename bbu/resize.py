@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bbu.boxes import scale_box
 from bbu.errors import DataError
+from bbu.schema import Box
 
 PATCH_SIZE = 14
 MERGE_SIZE = 2
@@ -36,11 +38,13 @@ class ResizePlan:
         """Number of `<|image_pad|>` tokens this image takes in a prompt."""
         return (self.height // FACTOR) * (self.width // FACTOR)
 
-    def box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    def to_resized(self, box: Box) -> Box:
         """Carry an (x1, y1, x2, y2) box from source pixels to resized pixels."""
-        sx, sy = self.width / self.source_width, self.height / self.source_height
-        x1, y1, x2, y2 = box
-        return x1 * sx, y1 * sy, x2 * sx, y2 * sy
+        return scale_box(box, (self.source_width, self.source_height), (self.width, self.height))
+
+    def to_source(self, box: Box) -> Box:
+        """Carry an (x1, y1, x2, y2) box from resized pixels back to source pixels."""
+        return scale_box(box, (self.width, self.height), (self.source_width, self.source_height))
 
 
 def smart_resize(width: int, height: int, min_pixels: int, max_pixels: int) -> ResizePlan:

@@ -28,7 +28,8 @@ def test_camera_photos_get_the_published_sizes(size, resized):
 
 def test_the_whole_image_stays_the_whole_image():
     plan = smart_resize(1000, 500, 3136, 401408)
-    assert plan.box((0, 0, 1000, 500)) == (0, 0, plan.width, plan.height)
+    assert plan.to_resized((0, 0, 1000, 500)) == (0, 0, plan.width, plan.height)
+    assert plan.to_source((0, 0, plan.width, plan.height)) == (0, 0, 1000, 500)
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, -1), (10_000, 10)])

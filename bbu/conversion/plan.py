@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bbu.boxes import TURNED_A_QUARTER, box_area, turn_box
 from bbu.config.domains import DataConfig
 from bbu.conversion.labels import LabelRules
 from bbu.conversion.vendor import Reject, Unusable, VendorObject, VendorPhoto
 from bbu.errors import DataError
 from bbu.resize import ResizePlan, smart_resize
 from bbu.schema import BBUObject, Box
-
-QUARTER_TURNS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def plan_photo(
     rejects = list(photo.rejects)
     clipped = 0
     for item in photo.objects:
-        box = to_upright(item.box, stored, orientation) if frame == "stored" else item.box
+        box = turn_box(item.box, stored, orientation) if frame == "stored" else item.box
         try:
             inside = clip(box, upright, config.min_visible_ratio)
             planned = BBUObject(_resized(inside, resize, config.min_box_side), rules.describe(item))
@@ -70,29 +68,14 @@ def choose_frame(photo: VendorPhoto, stored: tuple[int, int], orientation: int) 
         return "upright"
     if vendor != (upright[1], upright[0]):
         raise Unusable("size_mismatch", f"JSON says {vendor[0]}x{vendor[1]}, the image is {upright}")
-    if orientation not in QUARTER_TURNS:
+    if orientation not in TURNED_A_QUARTER:
         return "swapped"
     return "swapped" if _outside(photo.objects, stored) > _outside(photo.objects, upright) else "stored"
 
 
 def upright_size(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
     """(width, height) after the EXIF orientation is applied."""
-    return (stored[1], stored[0]) if orientation in QUARTER_TURNS else stored
-
-
-def to_upright(box: Box, stored: tuple[int, int], orientation: int) -> Box:
-    """Carry a box from the stored frame to the upright one (EXIF 2.32, tag 274)."""
-    w, h = stored
-    x1, y1, x2, y2 = box
-    if orientation in (5, 7):  # transposed or transversed: mirror along a diagonal
-        x1, y1, x2, y2 = y1, x1, y2, x2
-    elif orientation == 6:  # shown after a quarter turn clockwise
-        x1, y1, x2, y2 = h - y2, x1, h - y1, x2
-    elif orientation == 8:  # after a quarter turn counter-clockwise
-        x1, y1, x2, y2 = y1, w - x2, y2, w - x1
-    if orientation == 7:
-        x1, y1, x2, y2 = h - x2, w - y2, h - x1, w - y1
-    return x1, y1, x2, y2
+    return (stored[1], stored[0]) if orientation in TURNED_A_QUARTER else stored
 
 
 def clip(box: Box, size: tuple[int, int], min_visible_ratio: float) -> Box:
@@ -101,11 +84,11 @@ def clip(box: Box, size: tuple[int, int], min_visible_ratio: float) -> Box:
     Unusable when the box is empty or too little of it is inside.
     """
     (width, height), (x1, y1, x2, y2) = size, box
-    area = (x2 - x1) * (y2 - y1)
+    area = box_area(box)
     if area <= 0:
         raise Unusable("empty_box", f"box {_show(box)} has no area")
     cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    visible = max(cut[2] - cut[0], 0) * max(cut[3] - cut[1], 0) / area
+    visible = box_area(cut) / area
     if visible <= 0 or visible < min_visible_ratio:
         raise Unusable("mostly_outside", f"{visible:.0%} of box {_show(box)} is inside {width}x{height}")
     return cut
@@ -120,7 +103,7 @@ def _plan_resize(upright: tuple[int, int], config: DataConfig) -> ResizePlan:
 
 
 def _resized(box: Box, resize: ResizePlan, min_side: float) -> Box:
-    x1, y1, x2, y2 = (float(round(c)) for c in resize.box(box))
+    x1, y1, x2, y2 = (float(round(c)) for c in resize.to_resized(box))
     x1, x2 = _widened(x1, x2, min_side, resize.width)
     y1, y2 = _widened(y1, y2, min_side, resize.height)
     return x1, y1, x2, y2

@@ -11,6 +11,7 @@ from typing import Literal, TypedDict
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from bbu.boxes import to_centres
 from bbu.data.positions import mrope_positions
 from bbu.data.types import IGNORE_INDEX, ROLE_CODES, Sample
 from bbu.errors import DataError
@@ -194,5 +195,4 @@ def normalised_boxes(sample: Sample) -> torch.Tensor:
     """[N, 4] float32 cxcywh in 0..1 of the student's first image."""
     corners = torch.tensor([o.bbox_2d for o in sample.objects], dtype=torch.float32).reshape(-1, 4)
     width, height = sample.image_size
-    x1, y1, x2, y2 = (corners / torch.tensor([width, height, width, height])).unbind(-1)
-    return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
+    return to_centres(corners / torch.tensor([width, height, width, height]))

@@ -129,7 +129,7 @@ class SampleBuilder:
             if item.bbox_2d[2] > plan.source_width or item.bbox_2d[3] > plan.source_height:
                 size = f"{plan.source_width}x{plan.source_height}"
                 raise DataError(f"{name}: box {list(item.bbox_2d)} leaves the {size} image; convert again")
-        moved = tuple(BBUObject(plan.box(o.bbox_2d), o.desc) for o in view.objects)
+        moved = tuple(BBUObject(plan.to_resized(o.bbox_2d), o.desc) for o in view.objects)
         return reading_order(moved) if self._sort else moved
 
     def _sample(self, name: str, chat: Chat, pixels: Sequence[Pixels], objects: tuple[BBUObject, ...]) -> Sample:

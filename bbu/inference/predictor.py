@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessorList
 
+from bbu.boxes import scale_box, to_corners
 from bbu.config.domains import DataConfig, DetectionConfig, ModelConfig
 from bbu.config.read import load_config
 from bbu.data.collators import Batch, StandardDataCollator
@@ -24,10 +25,9 @@ from bbu.data.dataset import SampleBuilder, read_pool
 from bbu.data.prompts import get_prompt
 from bbu.data.types import Sample
 from bbu.errors import CheckpointError, ModelError
-from bbu.inference.merge import merge
+from bbu.inference.merge import merge_objects
 from bbu.inference.parse import parse_answer
 from bbu.inference.scores import SCORE_SOURCE, ChosenLogProbabilities, object_scores
-from bbu.losses.boxes import to_corners
 from bbu.models.detection_head import DetectionOutput
 from bbu.models.qwen import DetectionQuery, load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.resize import smart_resize
@@ -163,8 +163,7 @@ class Predictor:
     def boxes_in_image(self, image: Image.Image, detections: Detections) -> list[Box]:
         """Return the boxes in pixels of the given image instead of the image as the model sees it."""
         plan = smart_resize(*image.size, *self._limits)
-        x, y = image.width / plan.width, image.height / plan.height
-        return [(b[0] * x, b[1] * y, b[2] * x, b[3] * y) for b in (item.bbox_2d for item in detections.objects)]
+        return [plan.to_source(item.bbox_2d) for item in detections.objects]
 
     def _to_device(self, batch: Batch) -> dict[str, Any]:
         moved: dict[str, Any] = {
@@ -210,8 +209,7 @@ class Predictor:
         corners = to_corners(output.boxes[-1][rows, queries]).clamp(0, 1).tolist()
         pairs: list[list[tuple[BBUObject, float]]] = [[] for _ in samples]
         for row, box, caption, score in zip(rows.tolist(), corners, captions, scores.tolist(), strict=True):
-            width, height = samples[row].image_size
-            pixels = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+            pixels = scale_box(box, (1, 1), samples[row].image_size)
             if pixels[0] < pixels[2] and pixels[1] < pixels[3] and caption:
                 pairs[row].append((BBUObject(pixels, caption), score))
         return [
@@ -252,7 +250,7 @@ class Predictor:
 
 def merge_detections(answer: Detections, head: Detections) -> Detections:
     """Merge two sources: the answer's objects, confirmed where the head detected them too, and the head's others."""
-    objects, scores = merge((answer.objects, answer.scores), (head.objects, head.scores))
+    objects, scores = merge_objects((answer.objects, answer.scores), (head.objects, head.scores))
     return Detections(objects, scores, "both", answer.size, answer.status, answer.rejected)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from bbu.boxes import iou_and_giou, to_corners
 from bbu.config.domains import DetectionConfig
-from bbu.losses.boxes import iou_and_giou, to_corners
 from bbu.losses.matcher import Matches
 
 

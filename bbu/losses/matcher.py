@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from bbu.boxes import pairwise_iou_and_giou, to_corners
 from bbu.config.domains import DetectionConfig
-from bbu.losses.boxes import pairwise_giou, to_corners
 
 WORST = 1e6
 """Cost of a pair whose cost is not a finite number."""
@@ -69,7 +69,7 @@ class HungarianMatcher:
         positive = self._alpha * (1 - probability) ** self._gamma * -torch.nn.functional.logsigmoid(logits.float())
         negative = (1 - self._alpha) * probability**self._gamma * -torch.nn.functional.logsigmoid(-logits.float())
         distance = torch.cdist(boxes, truth.expand(len(boxes), -1, -1, -1), p=1)
-        giou = pairwise_giou(to_corners(boxes), to_corners(truth))
+        _, giou = pairwise_iou_and_giou(to_corners(boxes), to_corners(truth))
         cost = self._box * distance - self._giou * giou + self._object * (positive - negative)[..., None]
         # A NaN must not end this rank here and leave the others waiting: the losses will be NaN too, and the step
         # is refused by all ranks together.

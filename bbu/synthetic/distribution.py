@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
+from bbu.boxes import boxes_overlap, scale_box
 from bbu.schema import Box
 
 
@@ -99,9 +100,8 @@ class Part:
 
     def scaled(self, size: PhotoSize) -> Box:
         """The box in pixels of the photographed picture."""
-        sx, sy = size.source[0] / size.resized[0], size.source[1] / size.resized[1]
-        x1, y1, x2, y2 = self.box
-        return round(x1 * sx, 2), round(y1 * sy, 2), round(x2 * sx, 2), round(y2 * sy, 2)
+        x1, y1, x2, y2 = scale_box(self.box, size.resized, size.source)
+        return round(x1, 2), round(y1, 2), round(x2, 2), round(y2, 2)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _place(random: Random, kind: Kind, room: tuple[int, int], size: str, taken: 
         side_now = side * 0.99 ** min(attempt, 60) * 0.95 ** max(attempt - 60, 0)
         side_now = max(side_now, LEAST_SIDE[size] * math.sqrt(max(aspect, 1 / aspect)))
         box = _spot(random, side_now, aspect, room)
-        if not any(_overlap(box, other) for other in taken):
+        if not any(boxes_overlap(box, other) for other in taken):
             return box
     return None
 
@@ -153,7 +153,3 @@ def _spot(random: Random, side: float, aspect: float, room: tuple[int, int]) -> 
     x = random.uniform(0, room[0] - width)
     y = random.uniform(0, room[1] - height)
     return x, y, x + width, y + height
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

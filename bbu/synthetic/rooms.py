@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from bbu.boxes import turn_box
 from bbu.errors import DataError
 from bbu.schema import Box
 from bbu.synthetic.distribution import Part, Room, draw_room
@@ -21,6 +22,8 @@ PHOTOS_PER_SITE = 4
 EXIF_ORIENTATION, EXIF_ARTIST, EXIF_MODEL = 274, 315, 272
 STORED_TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 """EXIF orientation → the turn from the upright picture to the stored one."""
+OPPOSITE_TURN = {6: 8, 8: 6}
+"""EXIF orientation of a quarter turn → the one that undoes it."""
 ROTATED_SHARE, OUTSIDE_SHARE, DUPLICATE_SHARE = 0.2, 0.1, 0.1
 STATUS = {True: ("true", "连接正确"), False: ("false", "连接错误")}
 
@@ -53,10 +56,10 @@ def write_room(folder: Path, index: int, size: str, seed: int, dirt: bool) -> st
     if dirt:
         annotations = _dirty(annotations, image.size, random)
     turn = random.choice(list(STORED_TURNS)) if dirt and random.random() < ROTATED_SHARE else 1
-    stored_frame = turn in (6, 8) and random.random() < 0.5
+    stored_frame = turn in OPPOSITE_TURN and random.random() < 0.5
     stored = image.transpose(STORED_TURNS[turn]) if turn in STORED_TURNS else image
     if stored_frame:
-        annotations = [(part, _to_stored(box, image.size, turn)) for part, box in annotations]
+        annotations = [(part, turn_box(box, image.size, OPPOSITE_TURN[turn])) for part, box in annotations]
     frame = stored.size if stored_frame else image.size
     _save(stored, folder / f"{name}.jpeg", turn)
     document = (dialect_b if index % 2 == 0 else dialect_a)(annotations, frame)
@@ -114,12 +117,6 @@ def _dirty(annotations: list[tuple[Part, Box]], size: tuple[int, int], random: R
     if annotations and random.random() < DUPLICATE_SHARE:
         annotations = [*annotations, random.choice(annotations)]
     return annotations
-
-
-def _to_stored(box: Box, upright: tuple[int, int], orientation: int) -> Box:
-    """Carry a box from the upright picture into the stored one of EXIF orientation 6 or 8."""
-    (w, h), (x1, y1, x2, y2) = upright, box
-    return (y1, w - x2, y2, w - x1) if orientation == 6 else (h - y2, x1, h - y1, x2)
 
 
 def _save(image: Image.Image, path: Path, orientation: int) -> None:

@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 from PIL import Image
 
+from bbu.boxes import turn_box
 from bbu.config.domains import DataConfig
 from bbu.config.read import load_config
 from bbu.conversion.images import TRANSPOSES
 from bbu.conversion.labels import load_rules
-from bbu.conversion.plan import PhotoPlan, choose_frame, plan_photo, to_upright
+from bbu.conversion.plan import PhotoPlan, choose_frame, plan_photo
 from bbu.conversion.vendor import Unusable, VendorObject, VendorPhoto
 from bbu.schema import Box
 
@@ -59,7 +60,7 @@ def test_size_that_fits_neither_way_is_rejected() -> None:
 def test_stored_box_turns_with_the_pixels(orientation: int) -> None:
     stored = Image.new("L", (60, 40))
     stored.paste(255, (5, 10, 25, 17))
-    assert stored.transpose(TRANSPOSES[orientation]).getbbox() == to_upright((5, 10, 25, 17), (60, 40), orientation)
+    assert stored.transpose(TRANSPOSES[orientation]).getbbox() == turn_box((5, 10, 25, 17), (60, 40), orientation)
 
 
 def test_too_elongated_picture_is_rejected_and_not_a_crash() -> None:
