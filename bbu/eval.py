@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from bbu.config.domains import keys_used_for
 from bbu.config.flat import DirectConfig
 from bbu.config.label_files import load_label_scheme
 from bbu.config.read import load_config
@@ -31,14 +32,6 @@ from bbu.run.checkpoints import MANIFEST, verify, verify_sizes
 from bbu.run.folder import CHECKPOINT_NAME, RUN_CONFIG, RunFolder
 from bbu.run.ledger import evaluation_key
 from bbu.schema import SOURCES, View, read_records
-
-DECISIVE = (
-    "attn_implementation", "vision_attn_implementation", "torch_dtype", "generation_max_new_tokens",
-    "generation_repetition_penalty", "detection_score_threshold", "detection_max_predictions", "eval_iou_threshold",
-    "eval_bootstrap_samples", "eval_bootstrap_confidence", "min_pixels", "max_pixels", "language", "eval_prompt",
-    "max_eval_examples", "bf16", "object_order",
-)  # fmt: skip
-"""The config keys that a score depends on; they are part of its key."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -175,7 +168,7 @@ def plan(run: RunFolder, photos: Photos, source: str) -> Evaluation:
         "dataset_sha256": provenance.file_hash(truth),
         "code_sha256": provenance.code_hash(),
         "image_sha256": provenance.image_digest(os.environ),
-        "config": {key: getattr(config, key) for key in DECISIVE},
+        "config": {key: getattr(config, key) for key in keys_used_for("score")},
         "source": source,
         "teachers": photos.teachers,
         "teachers_sha256": photos.teachers_hash(),

@@ -7,24 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bbu.config.domains import DataConfig, DetectionConfig, InfrastructureConfig, ModelConfig, TrainingConfig
-
-DOMAINS: dict[str, type] = {
-    "model": ModelConfig,
-    "training": TrainingConfig,
-    "data": DataConfig,
-    "detection": DetectionConfig,
-    "infrastructure": InfrastructureConfig,
-}
-"""Section name of the v2 form → its dataclass."""
-
-OWNERS: dict[str, str] = {f.name: name for name, cls in DOMAINS.items() for f in dataclasses.fields(cls)}
-"""Key → the section that owns it."""
+from bbu.config.domains import (
+    DOMAINS,
+    OWNERS,
+    DataConfig,
+    DetectionConfig,
+    InfrastructureConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 
 
 @dataclass(frozen=True)
 class DirectConfig:
-    """A loaded run config. `config.key` reads any of the 149 keys; equal values make equal configs."""
+    """A loaded run config. `config.key` reads any key of any domain; equal values make equal configs."""
 
     model: ModelConfig
     training: TrainingConfig

@@ -1,24 +1,27 @@
-"""YAML to DirectConfig: the flat form and its twin in five sections; every finding is told at once."""
+"""YAML files to dataclasses: run configs, flat or in five sections, and cluster profiles. Reports all findings at once.
+
+The types of the dataclasses say what is valid, see `bbu.config.kinds`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from bbu.config.checks import check_config
-from bbu.config.flat import DOMAINS, OWNERS, DirectConfig
+from bbu.config.checks import CROSS_RULES
+from bbu.config.domains import DOMAINS, OWNERS, TYPES
+from bbu.config.flat import DirectConfig
+from bbu.config.kinds import VARIABLE, CrossRule, is_text, nearest_valid, value_problems
 from bbu.errors import ConfigError
 
 MAX_FILE_BYTES = 1_000_000
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
-TYPES: dict[str, Any] = {key: hint for cls in DOMAINS.values() for key, hint in get_type_hints(cls).items()}
+T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,7 +55,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping safely. Raises ConfigError for a missing, oversized, malformed or list file."""
+    """Read one YAML mapping safely. Raises ConfigError for a missing, oversized or malformed file, or a list."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; check the name")
     if path.stat().st_size > MAX_FILE_BYTES:
@@ -67,64 +70,169 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def resolve_config_path(name_or_path: str, folder: Path = CONFIG_DIR) -> Path:
-    """A path to an existing file as it is, else a name under `folder`. Raises ConfigError listing the names."""
-    if Path(name_or_path).is_file():
-        return Path(name_or_path)
-    named = folder / f"{name_or_path.removesuffix('.yaml')}.yaml"
-    if named.is_file():
-        return named
-    names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-    raise ConfigError(f"config {name_or_path!r}: no such file and no such name; names are: {names}")
+def resolve_config_path(name_or_path: str, folder: Path = CONFIG_DIR, what: str = "config") -> Path:
+    """Find a YAML file by its name in a folder of the project or by its path.
+
+    Args:
+        name_or_path: a bare name, such as `smoke`, is looked up in `folder` first; anything else is a path first.
+        folder: where named files are.
+        what: what the file is, for the message.
+
+    Raises:
+        ConfigError: there is no such file; lists the names.
+    """
+    given, named = Path(name_or_path), folder / f"{name_or_path.removesuffix('.yaml')}.yaml"
+    is_bare_name = given.name == name_or_path and given.suffix not in (".yaml", ".yml")
+    for path in (named, given) if is_bare_name else (given, named):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    near = nearest_valid(given.stem, names)
+    raise ConfigError(f"no {what} {name_or_path!r}: neither a file nor one of {', '.join(names) or 'no names'}{near}")
 
 
 def load_config(name_or_path: str, *, overrides: Sequence[str] = (), use_new: bool = False) -> DirectConfig:
-    """Load a run config, flat or (use_new) in five sections, apply `key=value` overrides and check it.
+    """Load a run config, apply overrides and check it.
 
-    Raises ConfigError with every finding at once: key, file, nearest valid key.
+    Args:
+        name_or_path: a name under configs/ or a path.
+        overrides: `key=value` texts that replace what the file says.
+        use_new: the file is in five sections.
+
+    Raises:
+        ConfigError: carries all findings, each with the file, the key and the nearest valid key.
     """
     path = resolve_config_path(name_or_path)
-    values, findings = _flatten(read_yaml(path), path) if use_new else _flat_values(read_yaml(path), path)
-    overriding, wrong = _parse_overrides(overrides)
-    values |= overriding
-    findings += wrong + _missing(values, path) + _wrong_types(values, path)
+    values, findings = _flatten(read_yaml(path), path, use_new)
+    override_values, override_findings = _parse_overrides(overrides)
+    values |= override_values
+    findings += _all_findings(TYPES, values, CROSS_RULES, lambda key: f" (section {OWNERS[key]})")
+    if findings or override_findings:
+        raise ConfigError(*(f"{path}: {text}" for text in findings), *override_findings)
+    domains = {name: _build(cls, values) for name, cls in DOMAINS.items()}
+    return DirectConfig(**domains, source=path, overrides=tuple(overrides))
+
+
+def read_dataclass(cls: type[T], values: Mapping[str, Any], source: Path, cross_rules: Iterable[CrossRule]) -> T:
+    """Check the values of a file against a dataclass, nested ones included, and build it.
+
+    Args:
+        cls: a dataclass whose field types carry the rules.
+        values: what the file holds.
+        source: the file, for the messages.
+        cross_rules: rules over several keys; a key of a nested dataclass is spelled `train.memory`.
+
+    Raises:
+        ConfigError: carries all findings.
+    """
+    findings = _all_findings(field_types(cls), values, cross_rules)
     if findings:
-        raise ConfigError(*findings)
-    config = _build(values, path, tuple(overrides))
-    check_config(config)
-    return config
+        raise ConfigError(*(f"{source}: {text}" for text in findings))
+    return _build(cls, values)
 
 
-def _build(values: dict[str, Any], path: Path, overrides: tuple[str, ...]) -> DirectConfig:
-    domains = {
-        name: cls(**{f.name: _coerce(values[f.name], f.name) for f in dataclasses.fields(cls)})
-        for name, cls in DOMAINS.items()
-    }
-    return DirectConfig(**domains, source=path, overrides=overrides)
+def expand_variables(value: Any, environ: Mapping[str, str]) -> Any:
+    """Replace each `${NAME}` in all texts of a YAML value; a variable that is not set stays as it is."""
+    if isinstance(value, str):
+        return VARIABLE.sub(lambda match: environ.get(match[1], match[0]), value)
+    if isinstance(value, list):
+        return [expand_variables(item, environ) for item in value]
+    if isinstance(value, dict):
+        return {expand_variables(key, environ): expand_variables(item, environ) for key, item in value.items()}
+    return value
 
 
-def _flat_values(data: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
-    if DOMAINS.keys() <= data.keys():
-        return {}, [f"{path}: is in five sections; add --use-new-config"]
-    return {k: v for k, v in data.items() if k in OWNERS}, [_unknown(k, path, OWNERS) for k in data if k not in OWNERS]
+def field_types(cls: type) -> dict[str, Any]:
+    """Field name → type, with its rules, of a dataclass."""
+    return get_type_hints(cls, include_extras=True)
 
 
-def _flatten(data: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
+@dataclass(frozen=True)
+class _Finding:
+    """What is wrong with one key."""
+
+    key: str
+    text: str
+
+
+def _all_findings(
+    types: Mapping[str, Any],
+    values: Mapping[str, Any],
+    cross_rules: Iterable[CrossRule],
+    place: Callable[[str], str] = lambda key: "",
+) -> list[str]:
+    """Texts of all findings, keys first. A cross rule is skipped where one of its keys is already wrong."""
+    findings = list(_key_findings(types, values, "", place))
+    wrong = {finding.key for finding in findings}
+    texts = [finding.text for finding in findings]
+    for rule in cross_rules:
+        if any(key in wrong or key.partition(".")[0] in wrong for key in rule.keys):
+            continue
+        operands = [_value_at(values, key) for key in rule.keys]
+        if rule.is_broken(*operands):
+            texts.append(rule.message.format(*operands))
+    return texts
+
+
+def _key_findings(
+    types: Mapping[str, Any], values: Mapping[str, Any], prefix: str, place: Callable[[str], str]
+) -> Iterator[_Finding]:
+    for key in values:
+        if key not in types:
+            yield _Finding(prefix + key, _unknown(key, types, prefix))
+    for key, hint in types.items():
+        name = prefix + key
+        if key not in values:
+            yield _Finding(name, f"missing key {name!r}{place(key)}; there are no defaults")
+        elif is_dataclass(hint) and isinstance(values[key], dict):
+            yield from _key_findings(field_types(hint), values[key], f"{name}.", place)  # type: ignore[arg-type]
+        elif is_dataclass(hint):
+            yield _Finding(name, f"key {name!r} must be a mapping of keys to values, not {values[key]!r}")
+        else:
+            yield from (_Finding(name, f"key {name!r} {text}") for text in value_problems(values[key], hint))
+
+
+def _value_at(values: Mapping[str, Any], key: str) -> Any:
+    """The value of `memory`, or of `train.memory` in the mapping under `train`."""
+    first, _, rest = key.partition(".")
+    return _value_at(values[first], rest) if rest else values[first]
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass from checked values; keys that are not its fields are ignored."""
+    return cls(**{key: _convert(values[key], hint) for key, hint in field_types(cls).items()})
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    if is_dataclass(hint):
+        return _build(hint, value)  # type: ignore[arg-type]
+    return float(value) if float in (hint, getattr(hint, "__origin__", None)) else value
+
+
+def _flatten(data: dict[str, Any], path: Path, use_new: bool) -> tuple[dict[str, Any], list[str]]:
+    """The valid keys of either form with their values, and findings about all others."""
+    if use_new and not DOMAINS.keys() & data.keys():
+        raise ConfigError(f"{path}: is not in five sections; leave out --use-new-config")
+    if not use_new and DOMAINS.keys() <= data.keys():
+        raise ConfigError(f"{path}: is in five sections; add --use-new-config")
+    if not use_new:
+        return {k: v for k, v in data.items() if k in OWNERS}, [_unknown(k, OWNERS) for k in data if k not in OWNERS]
     values: dict[str, Any] = {}
-    findings = [_unknown(s, path, DOMAINS, "section") for s in data if s not in DOMAINS]
+    findings = [_unknown(name, DOMAINS, what="section") for name in data if name not in DOMAINS]
     for section in DOMAINS:
         content = data.get(section)
-        if not isinstance(content, dict):
-            findings.append(f"{path}: section {section!r} is missing or not a mapping")
-            continue
-        for key, value in content.items():
-            if OWNERS.get(key) == section:
-                values[key] = value
-            elif key in OWNERS:
-                findings.append(f"{path}: key {key!r} belongs to section {OWNERS[key]!r}, not {section!r}")
-            else:
-                findings.append(_unknown(key, path, OWNERS))
+        if isinstance(content, dict):
+            values |= {key: value for key, value in content.items() if OWNERS.get(key) == section}
+            findings += [_misplaced(key, section) for key in content if OWNERS.get(key) != section]
+        else:
+            findings.append(f"section {section!r} is missing or not a mapping")
     return values, findings
+
+
+def _misplaced(key: str, section: str) -> str:
+    if key in OWNERS:
+        return f"key {key!r} belongs to section {OWNERS[key]!r}, not {section!r}"
+    return _unknown(key, OWNERS)
 
 
 def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -135,8 +243,8 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str
         if not equals:
             findings.append(f"--set {text!r}: write key=value")
         elif key not in OWNERS:
-            findings.append(_unknown(key, Path("--set"), OWNERS))
-        elif TYPES[key] is str:
+            findings.append(f"--set: {_unknown(key, OWNERS)}")
+        elif is_text(TYPES[key]):  # as it is: `save_strategy=no` would be False in YAML
             values[key] = raw
         else:
             try:
@@ -146,39 +254,5 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str
     return values, findings
 
 
-def _unknown(key: Any, where: Path, valid: Iterable[str], what: str = "key") -> str:
-    near = difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "; remove it"
-    return f"{where}: unknown {what} {key!r}{hint}"
-
-
-def _missing(values: dict[str, Any], path: Path) -> list[str]:
-    return [
-        f"{path}: missing key {key!r} (section {OWNERS[key]}); there are no defaults"
-        for key in OWNERS
-        if key not in values
-    ]
-
-
-def _wrong_types(values: dict[str, Any], path: Path) -> list[str]:
-    return [
-        f"{path}: key {key!r} must be {_type_name(TYPES[key])}, not {value!r}"
-        for key, value in values.items()
-        if not _fits(value, TYPES[key])
-    ]
-
-
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if hint == list[str]:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return type(value) is hint
-
-
-def _coerce(value: Any, key: str) -> Any:
-    return float(value) if TYPES[key] is float else value
+def _unknown(key: str, valid: Iterable[str], prefix: str = "", what: str = "key") -> str:
+    return f"unknown {what} {prefix + key!r}{nearest_valid(key, valid) or '; remove it'}"

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bbu.config.domains import DataConfig
+from bbu.config.domains import DataConfig, keys_used_for
 from bbu.conversion.images import read_frame, write_resized
 from bbu.conversion.labels import LabelRules, load_rules
 from bbu.conversion.plan import PhotoPlan, plan_photo
@@ -36,11 +36,6 @@ from bbu.errors import DataError
 from bbu.schema import View, dump_line, parse_record, view_to_dict
 
 SHARD_FOLDER = ".shards"
-CONVERSION_FIELDS = (
-    "min_pixels", "max_pixels", "jpeg_quality", "image_folder", "min_visible_ratio", "min_box_side",
-    "remove_duplicates",
-)  # fmt: skip
-"""What a shard depends on, besides the label rules; shards made under other settings are not merged."""
 
 Outcome = dict[str, Any]
 """One photo's result: name, view (None when quarantined), frame, clipped, dialect, rejects."""
@@ -99,7 +94,7 @@ def _map(work: partial[Outcome], names: list[str], config: DataConfig) -> list[O
 
 def fingerprint(config: DataConfig) -> str:
     """Hash of the settings, the label rules and the photo list a shard was made from."""
-    settings = {name: getattr(config, name) for name in CONVERSION_FIELDS}
+    settings = {name: getattr(config, name) for name in keys_used_for("shard")}
     facts = [settings, asdict(load_rules(config)), _photo_names(config)]
     text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,9 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from bbu.config.kinds import ProfileText, pattern_rule, range_rule
 from bbu.errors import JobError
 
 _JOB_NAME_PREFIX = "bbu-"
@@ -22,32 +24,38 @@ def job_kind(name: str) -> str | None:
     return name.removeprefix(_JOB_NAME_PREFIX) if name.startswith(_JOB_NAME_PREFIX) else None
 
 
+_Memory = Annotated[
+    ProfileText, pattern_rule(r"all|\d+[MGT](?: per (?:cpu|gpu))?", "be 512G, 8G per cpu, 64G per gpu or all")
+]
+
+
 @dataclass(frozen=True)
 class Resources:
     """What one kind of job requests from its site; the keys of a cluster profile under train, convert and eval."""
 
-    partition: str | None
-    """As sbatch takes it, like the next three; null to leave it out."""
-    account: str | None
-    """The account that pays."""
-    qos: str | None
-    """Quality of service."""
-    constraint: str | None
-    """Features that the nodes must have."""
+    partition: ProfileText | None
+    """As sbatch takes it; null leaves it out."""
+    account: ProfileText | None
+    """As sbatch takes it; null leaves it out."""
+    qos: ProfileText | None
+    """As sbatch takes it; null leaves it out."""
+    constraint: ProfileText | None
+    """Features that the nodes must have, as sbatch takes them; null leaves it out."""
     exclusive: bool
-    """Whole nodes: no jobs of others beside ours."""
-    gpus_per_node: int
-    """One task is started per GPU, at least one per node."""
-    gpu_type: str | None
-    """Such as `a100`; null for any."""
-    cpus_per_task: int
-    """CPU cores of each task."""
-    memory: str | None
-    """`512G` per node, `8G per cpu`, `64G per gpu`, `all` that the node has; null for the site's default."""
-    time_minutes: int
-    """The time limit."""
-    nice: int
-    """Slurm's `--nice`: 0 to 10000; higher values lower the priority."""
+    """Request whole nodes, without other jobs on them."""
+    gpus_per_node: Annotated[int, range_rule(0, 1024)]
+    """GPUs of each node; one task is started per GPU, at least one per node."""
+    gpu_type: ProfileText | None
+    """Type of the GPUs, such as `a100`; null takes any."""
+    cpus_per_task: Annotated[int, range_rule(1, 4096)]
+    """CPUs of each task."""
+    memory: _Memory | None
+    """`512G` per node, `8G per cpu`, `64G per gpu`, or `all` that the node has (nodes may differ); null takes the
+    site's default."""
+    time_minutes: Annotated[int, range_rule(1, 525_600)]  # a year
+    """Time limit of the job, in minutes."""
+    nice: Annotated[int, range_rule(0, 10_000)]
+    """Slurm's `--nice`; a higher value lowers the priority."""
 
     @property
     def tasks_per_node(self) -> int:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from bbu.config.domains import keys_used_for
 from bbu.config.flat import DirectConfig
 from bbu.errors import ConfigError, JobError
 from bbu.jobs.clusters import ClusterProfile, load_profile
@@ -32,13 +33,6 @@ from bbu.run.folder import RunFolder
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The folder with the code."""
-_CONVERSION_KEYS = (
-    "vendor_dir", "data_root", "train_file", "val_file", "teacher_file", "image_folder", "min_pixels", "max_pixels",
-    "jpeg_quality", "response_types", "token_map_file", "label_hierarchy_file", "unknown_label_policy", "site_pattern",
-    "val_ratio", "split_seed", "teacher_pool_size", "max_reject_share", "min_visible_ratio", "min_box_side",
-    "remove_duplicates", "keep_negatives", "language",
-)  # fmt: skip
-"""Config keys that the conversion reads."""
 _INTERRUPTED_EXIT_CODE = 130
 """As a shell reports a program that Ctrl-C ended: 128 + SIGINT."""
 
@@ -75,7 +69,7 @@ def load_request_config(request: Request) -> DirectConfig:
     """
     config = request.load_config()
     swept = {text.partition("=")[0] for text in (request.points or ((),))[0]}
-    if request.job == "pipeline" and (bound := sorted(swept & set(_CONVERSION_KEYS))):
+    if request.job == "pipeline" and (bound := sorted(swept & set(keys_used_for("conversion")))):
         raise ConfigError(f"--sweep {bound[0]}: a pipeline converts once; convert for each value, then sweep data_root")
     for each in point_requests(request, config):
         each.load_config()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from bbu import convert
 from bbu.config.domains import DataConfig
 from bbu.config.read import load_config
-from bbu.conversion.shards import SHARD_FOLDER, convert_shard, merge_shards
+from bbu.conversion.shards import SHARD_FOLDER, convert_shard, merge_shards, missing_shards
 from bbu.conversion.split import site_of
 from bbu.errors import ConfigError, DataError
 from bbu.schema import read_records
@@ -167,6 +168,15 @@ def test_merge_refuses_shards_of_other_settings(vendor: Path, tmp_path: Path) ->
     convert_shard(config, 0, 1)
     with pytest.raises(DataError, match="other settings"):
         merge_shards(dataclasses.replace(config, jpeg_quality=50), 1)
+
+
+def test_shards_of_another_vendor_folder_with_the_same_photo_names_do_not_count(vendor: Path, tmp_path: Path) -> None:
+    config = config_for(vendor, tmp_path)
+    convert_shard(config, 0, 1)
+    other = dataclasses.replace(config, vendor_dir=str(shutil.copytree(vendor, tmp_path / "other")))
+    assert missing_shards(config, 1) == [] and missing_shards(other, 1) == [0]
+    with pytest.raises(DataError, match="other settings"):
+        merge_shards(other, 1)
 
 
 def test_entry_converts_as_an_array_with_a_merge(vendor: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbu.config.flat import OWNERS
-from bbu.conversion.shards import CONVERSION_FIELDS
+from bbu.config.domains import OWNERS, keys_used_for
 from bbu.errors import ConfigError
 from bbu.jobs.clusters import load_profile
 from bbu.jobs.plan import plan_jobs
 from bbu.jobs.request import Request, parse_request
-from bbu.jobs.submission import _CONVERSION_KEYS, load_request_config, missing_inputs
+from bbu.jobs.submission import load_request_config, missing_inputs
 from bbu.jobs.sweep import point_name, sweep_points
 from bbu.submit import main
 
@@ -86,7 +85,7 @@ def test_a_pipeline_converts_once_so_what_the_conversion_reads_cannot_be_swept()
 
 def test_the_keys_that_the_conversion_reads_are_known():
     read = {key for key in OWNERS if any(f"config.{key}" in file.read_text() for file in CONVERSION.glob("*.py"))}
-    assert read | set(CONVERSION_FIELDS) <= set(_CONVERSION_KEYS) | {"convert_processes"}
+    assert read | set(keys_used_for("shard")) <= {*keys_used_for("conversion"), "convert_processes"}
 
 
 def test_a_list_is_one_value():

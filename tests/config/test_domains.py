@@ -1,0 +1,58 @@
+"""The keys of a run config: how many there are, that each is documented and read, and what each is used for."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import yaml
+
+from bbu.config.domains import DOMAINS, OWNERS, keys_used_for
+from bbu.config.read import CONFIG_DIR, load_config
+
+PACKAGE = Path(__file__).resolve().parents[2] / "bbu"
+
+
+def test_there_are_149_keys_and_each_belongs_to_one_domain():
+    assert len(OWNERS) == sum(len(dataclasses.fields(cls)) for cls in DOMAINS.values()) == 149
+
+
+def test_every_field_is_documented():
+    tree = ast.parse((PACKAGE / "config/domains.py").read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert len(classes) == len(DOMAINS)
+    for cls in classes:
+        body = cls.body[1:]
+        for field, doc in zip(body[::2], body[1::2], strict=True):
+            assert isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr), (cls.name, ast.unparse(field))
+
+
+def test_every_key_is_read_by_code():
+    """The checks and the domains themselves do not count."""
+    files = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "config"]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    rates = {f"{group}_lr" for group in ("vision", "merger", "llm", "detection", "adapter")}  # getattr(f"{group}_lr")
+    built = 'f"{group}_lr"' in code
+    unread = [key for key in OWNERS if not (built and key in rates) and not re.search(rf"\.{key}\b", code)]
+    assert not unread
+
+
+def test_a_score_depends_on_what_decides_the_level_tables_and_not_on_the_batch_size():
+    keys = keys_used_for("score")
+    assert {"response_types", "label_hierarchy_file", "eval_prompt", "bf16", "min_pixels"} <= set(keys)
+    assert not {"generation_batch_size", "train_prompt", "data_root", "run_name"} & set(keys)
+
+
+def test_a_shard_depends_on_a_part_of_what_conversion_depends_on():
+    shard, conversion = set(keys_used_for("shard")), set(keys_used_for("conversion"))
+    assert shard < conversion and "vendor_dir" in shard and "val_ratio" in conversion - shard
+
+
+def test_shipped_configs_state_every_key_and_flat_access_reads_it():
+    for name in ("base_flat", "smoke"):
+        config = load_config(name)
+        stated = yaml.safe_load((CONFIG_DIR / f"{name}.yaml").read_text(encoding="utf-8"))
+        assert stated.keys() == config.as_flat().keys()
+        assert config.vision_lr == config.training.vision_lr
