@@ -1,50 +1,52 @@
 #!/usr/bin/env bash
-# Run a command inside the project's image: the one way in, for the sbatch templates and for submitit alike.
+# Runs a command inside the project's image. slurm/task.sh calls it for every task of a job; call it to debug by hand.
 #
 #   slurm/container.sh COMMAND ARGS...
 #
 #   BBU_IMAGE         the image (.sif file or unpacked folder); empty: run COMMAND on the host, no container
-#   BBU_IMAGE_SHA256  the SHA-256 the image file must have, in hex; empty: take any
-#   BBU_HOME          the checkout: bound at the same path (default: this file's parent)
-#   BBU_CODE          checkout: BBU_HOME comes first on Python's path; image: it does not, and the copy of the code
-#                     that the image carries in /opt/bbu/src runs (checkout)
-#   BBU_BINDS         more folders to bind, as Apptainer takes them: /data,/scratch:/tmp/scratch
-#   BBU_SCRATCH       a folder on the node's own disk: COMMAND gets a TMPDIR of its own there, removed at the end
+#   BBU_IMAGE_SHA256  the SHA-256 that the image file must have, in hex; empty: any
+#   BBU_HOME          the checkout: bound at the same path (default: the parent of this file's folder)
+#   BBU_CODE          checkout: Python imports the code from BBU_HOME; image: from the copy that the image holds in
+#                     /opt/bbu/src (checkout)
+#   BBU_BINDS         more folders to bind, in Apptainer's form: /data,/scratch:/tmp/scratch
+#   BBU_SCRATCH       a folder on the node's own disk: COMMAND gets its own TMPDIR there, removed at the end
 #   BBU_SHIELD        auto | on | off: see mount_shielded below (auto)
 #   BBU_NV            1 makes the GPUs visible inside (0)
 #   BBU_REQUEUE_CAP   a file of slurm/task.sh that COMMAND may write to: bound at the same path
-#   TMPDIR            where images are mounted (without BBU_SCRATCH) and where it is noted which are verified (/tmp)
+#   TMPDIR            holds the mounts of images (without BBU_SCRATCH) and the notes on verified images (/tmp)
 #
-# COMMAND finds in BBU_IMAGE_DIGEST and BBU_COMMIT what it runs in and on; see provenance below.
+# COMMAND finds the image's SHA-256 in BBU_IMAGE_DIGEST and the commit of the code in BBU_COMMIT; see provenance below.
 #
-# Exit code: the command's own (128+n if signal n killed it). Besides: 127, refused: no Apptainer, no image or not
-# the one that is wanted, no way to shield it, a setting that cannot be; 75 (EX_TEMPFAIL), USR1, USR2 or TERM came
-# before the command began: nothing was lost, run it again.
-# Signals are not handed on: Slurm sends them to every process of a step; by hand, signal the process group.
+# Exit code: the command's own (128+n if signal n killed it). Besides: 127, refused: no Apptainer, no image or another
+# one than is pinned, no way to shield it, a setting that is not valid; 75 (EX_TEMPFAIL): USR1, USR2 or TERM came
+# before the command began. Nothing is lost then; run it again.
+# Signals are not forwarded: Slurm sends them to every process of a step. By hand, signal the process group.
 set -u
 
-home=${BBU_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+checkout=${BBU_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 image=${BBU_IMAGE:-}
 pin=${BBU_IMAGE_SHA256:-}
 pin=${pin,,}
 code=${BBU_CODE:-checkout}
-place=${TMPDIR:-/tmp} # of our own mounts
-mounted=''            # our own mount of the image, while there is one
-scratch=''            # the command's TMPDIR, if it is ours
-child=''              # what `patiently` is waiting for
-asked=''              # the stop signal that came, if one did
+mount_root=${TMPDIR:-/tmp} # holds the folders that this script mounts images on
+mounted=''                 # this script's mount of the image, while there is one
+scratch=''                 # the command's TMPDIR, if this script made one
+child=''                   # the program that `run_interruptible` waits for
+stop_signal=''             # the stop signal that came, if one did
 
-# fail: the signal that ended a program of ours, and is the real reason, may still be on its way to us.
-fail() { sleep 0.1; leave_if_asked; printf 'container.sh: %s\n' "$*" >&2; exit 127; }
+# fail MESSAGE: refuse to run. A program may have failed because of a stop signal that has yet to reach this shell:
+# wait for it, since it is the real reason.
+fail() { sleep 0.1; leave_if_stopped; printf 'container.sh: %s\n' "$*" >&2; exit 127; }
 
-leave_if_asked() {
-    [ -z "$asked" ] || { echo "container.sh: $asked came before the command began; not started" >&2; exit 75; }
+leave_if_stopped() {
+    [ -z "$stop_signal" ] ||
+        { echo "container.sh: $stop_signal came before the command began; not started" >&2; exit 75; }
 }
 
-check() {
+check_settings() {
     [ $# -gt 0 ] || fail "no command given; usage: container.sh COMMAND ARGS..."
-    case ${image:+$home$PWD${BBU_SCRATCH:-}${BBU_REQUEUE_CAP:-}} in
-        *[,:]*) fail "Apptainer cannot bind a path with a comma or colon: $home, $PWD, ${BBU_SCRATCH:-}" \
+    case ${image:+$checkout$PWD${BBU_SCRATCH:-}${BBU_REQUEUE_CAP:-}} in
+        *[,:]*) fail "Apptainer cannot bind a path with a comma or colon: $checkout, $PWD, ${BBU_SCRATCH:-}" \
             "${BBU_REQUEUE_CAP:-}" ;;
     esac
     check_scratch
@@ -63,83 +65,86 @@ check() {
 
 check_scratch() {
     [ -n "${BBU_SCRATCH:-}" ] || return
-    place=$(cd "$BBU_SCRATCH" 2>/dev/null && pwd -P) && [ -w "$place" ] ||
+    mount_root=$(cd "$BBU_SCRATCH" 2>/dev/null && pwd -P) && [ -w "$mount_root" ] ||
         fail "BBU_SCRATCH=$BBU_SCRATCH is no folder you can write to on $HOSTNAME; make it one, or leave it empty"
 }
 
-# verify: is the image the one that is pinned? Hashing gigabytes takes longer than starting, so a node notes what it
-# has hashed, each file as it was then. Its ranks take turns: the first hashes, the others read what it noted.
-verify() {
-    local notes=${TMPDIR:-/tmp}/bbu-verified.$UID note found
+# verify_image: refuse an image that is not the pinned one. Hashing gigabytes takes longer than starting, so a node
+# notes the hash of each file under the file's identity. Ranks take turns: the first hashes, the others read its note.
+verify_image() {
+    local notes=${TMPDIR:-/tmp}/bbu-verified.$UID note digest
     mkdir -m 700 "$notes" 2>/dev/null
     [ ! -L "$notes" ] && [ -d "$notes" ] && [ -O "$notes" ] && [ "$(stat -c %a "$notes")" = 700 ] ||
         fail "$notes must be a folder of your own with mode 700, to be trusted; remove it or set TMPDIR"
     exec 9>"$notes/lock"
-    patiently flock 9 || fail "cannot lock $notes/lock; is it on a local disk? set TMPDIR to one"
-    note=$(identity) || fail "cannot look at $image"
+    run_interruptible flock 9 || fail "cannot lock $notes/lock; is it on a local disk? set TMPDIR to one"
+    note=$(image_identity) || fail "cannot look at $image"
     note=$notes/$note
-    [ -s "$note" ] || measure "$note"
-    read -r found _ <"$note"
+    [ -s "$note" ] || write_hash "$note"
+    read -r digest _ <"$note"
     exec 9>&-
-    [ "$found" = "$pin" ] || fail "$image has SHA-256 $found, but the pin (BBU_IMAGE_SHA256, image_sha256 in a" \
+    [ "$digest" = "$pin" ] || fail "$image has SHA-256 $digest, but the pin (BBU_IMAGE_SHA256, image_sha256 in a" \
         "profile) is $pin; take the image that was pinned, or pin this one"
 }
 
-# identity: the image file as it is now, as one name. Any write to a file changes its times, replacing it its inode.
-identity() {
+# image_identity: a name for the image file in its present state. A write changes the times of a file, and a
+# replacement its inode.
+image_identity() {
     local path
     path=$(readlink -f "$image" | cksum) && stat -L -c "${path%% *}-%d-%i-%s-%.9Y-%.9Z" "$image"
 }
 
-# measure NOTE: write the image's hash into NOTE, whose name is the image's identity.
-measure() {
-    patiently sha256sum <"$image" >"$1.new" || fail "cannot read $image"
-    [ "$1" = "${1%/*}/$(identity)" ] || fail "$image changed while it was read; run this again when it is whole"
+# write_hash NOTE: write the image's hash into NOTE, whose name is the image's identity.
+write_hash() {
+    run_interruptible sha256sum <"$image" >"$1.new" || fail "cannot read $image"
+    [ "$1" = "${1%/*}/$(image_identity)" ] || fail "$image changed while it was read; run this again when it is whole"
     mv "$1.new" "$1"
 }
 
-# patiently COMMAND...: run it deaf to the stop signals, which Slurm sends to every process of a step. If one
-# comes, we hear it at once, and the command is ended: there may not be time to wait for it.
-patiently() {
+# run_interruptible COMMAND...: run a program that ignores the stop signals, which Slurm sends to every process of a
+# step. This shell handles a signal at once and ends the program: there may be no time to wait for it.
+run_interruptible() {
     local status
     (trap '' USR1 USR2 TERM && exec "$@") <&0 &
     child=$!
-    [ -z "$asked" ] || end_child
+    [ -z "$stop_signal" ] || end_child
     wait "$child"
     status=$?
     child=''
-    case $status in 138 | 140 | 143) asked=${asked:-$(kill -l "$status")} ;; esac # it came before the trap was set
-    leave_if_asked
+    # 128 + USR1, USR2 or TERM: the signal came before the program ignored it
+    case $status in 138 | 140 | 143) stop_signal=${stop_signal:-$(kill -l "$status")} ;; esac
+    leave_if_stopped
     return "$status"
 }
 
-# end_child: by the signal whose victims the shell does not report.
+# end_child: by PIPE, since the shell prints no line about a program that PIPE ended.
 end_child() { [ -z "$child" ] || kill -PIPE "$child" 2>/dev/null; }
 
-# provenance: what the results are made with, for whoever asks later; empty where it is not known.
-provenance() {
+# set_provenance: what the results are made with; empty where it is not known.
+set_provenance() {
     export BBU_IMAGE_DIGEST=$pin BBU_COMMIT=''
-    # left beside the image by containers/build.sh; believed, since nobody asked for it to be verified
+    # Without a pin, the hash that containers/build.sh left beside the image is taken unverified.
     [ -n "$pin" ] || [ -z "$image" ] || [ ! -r "$image.sha256" ] || read -r BBU_IMAGE_DIGEST _ <"$image.sha256"
-    # of the image's own code, it is read inside
-    [ "$code" = image ] || BBU_COMMIT=$(git -C "$home" rev-parse HEAD 2>/dev/null)
+    # the commit of the image's copy of the code is read inside, see code_from_image
+    [ "$code" = image ] || BBU_COMMIT=$(git -C "$checkout" rev-parse HEAD 2>/dev/null)
 }
 
 # make_scratch: a TMPDIR for this command alone.
 make_scratch() {
-    scratch=$(own_folder bbu-scratch) || fail "cannot make a folder in $place"
+    scratch=$(make_folder bbu-scratch) || fail "cannot make a folder in $mount_root"
     export APPTAINERENV_TMPDIR=$scratch
 }
 
 run_on_host() {
     [ -z "$scratch" ] || export TMPDIR=$scratch
-    export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
-    run "$@"
+    export PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}"
+    run_command "$@"
 }
 
-# Runs before the command: only inside is it seen whether the image, with what is bound over it, holds the code.
-# shellcheck disable=SC2016 # it is expanded there
-from_image='if [ ! -e /opt/bbu/src/bbu/__init__.py ]; then
+# Runs in the container before the command: only there can one see whether the image, or a folder bound over its own,
+# holds the code.
+# shellcheck disable=SC2016 # expanded in the container
+code_from_image='if [ ! -e /opt/bbu/src/bbu/__init__.py ]; then
     echo "container.sh: BBU_CODE=image, but the image holds no code in /opt/bbu/src; use BBU_CODE=checkout" >&2
     exit 127
 fi
@@ -147,11 +152,11 @@ BBU_COMMIT=$(cat /opt/bbu/src/REVISION 2>/dev/null)
 export BBU_COMMIT
 exec "$@"'
 
-# arguments ROOT: the command line that enters the container, into the array `enter`. The environment is kept
-# (Slurm's variables are wanted inside); variables set for the inside alone carry Apptainer's own prefix.
-arguments() {
-    export APPTAINERENV_PYTHONPATH=$home APPTAINERENV_PYTHONNOUSERSITE=1 APPTAINERENV_HF_HUB_OFFLINE=1
-    enter=(apptainer --silent exec --bind "$home" --pwd "$PWD")
+# set_enter ROOT: put the command line that enters the container into the array `enter`. The environment is kept, since
+# the command needs Slurm's variables; variables for the inside alone carry Apptainer's prefix APPTAINERENV_.
+set_enter() {
+    export APPTAINERENV_PYTHONPATH=$checkout APPTAINERENV_PYTHONNOUSERSITE=1 APPTAINERENV_HF_HUB_OFFLINE=1
+    enter=(apptainer --silent exec --bind "$checkout" --pwd "$PWD")
     [ "$PWD" = / ] || enter+=(--bind "$PWD")
     [ -z "${BBU_BINDS:-}" ] || enter+=(--bind "$BBU_BINDS")
     [ -z "$scratch" ] || enter+=(--bind "$scratch")
@@ -159,9 +164,9 @@ arguments() {
     [ "${BBU_NV:-0}" != 1 ] || enter+=(--nv)
     enter+=("$1")
     [ "$code" = image ] || return
-    # safe path: `python -m` would put the working folder first, which often is a checkout
+    # Without the safe path `python -m` puts the working folder first on Python's path, and that often is a checkout.
     export APPTAINERENV_PYTHONPATH=/opt/bbu/src APPTAINERENV_PYTHONSAFEPATH=1
-    enter+=(sh -c "$from_image" container.sh)
+    enter+=(sh -c "$code_from_image" container.sh)
 }
 
 # shield_needed: Slurm signals every process of a step. A rootless Apptainer serves the image by a process
@@ -177,29 +182,29 @@ shield_needed() {
 }
 
 mounts_by_kernel() {
-    local facts libexec configuration
-    facts=$(apptainer buildcfg 2>/dev/null) || return 1
-    libexec=$(sed -n 's/^LIBEXECDIR=//p' <<<"$facts")
-    configuration=$(sed -n 's/^APPTAINER_CONF_FILE=//p' <<<"$facts")
-    grep -qx 'APPTAINER_SUID_INSTALL=1' <<<"$facts" && [ -u "$libexec/apptainer/bin/starter-suid" ] &&
+    local settings libexec configuration
+    settings=$(apptainer buildcfg 2>/dev/null) || return 1
+    libexec=$(sed -n 's/^LIBEXECDIR=//p' <<<"$settings")
+    configuration=$(sed -n 's/^APPTAINER_CONF_FILE=//p' <<<"$settings")
+    grep -qx 'APPTAINER_SUID_INSTALL=1' <<<"$settings" && [ -u "$libexec/apptainer/bin/starter-suid" ] &&
         ! grep -Eq '^allow (setuid|setuid-mount squashfs) *= *(no|iflimited)' "$configuration"
 }
 
 # fuse_server: the program that serves a squashfs, from PATH or from Apptainer's own folder.
 fuse_server() {
     command -v squashfuse_ll && return
-    local own
-    own=$(apptainer buildcfg LIBEXECDIR)/apptainer/bin/squashfuse_ll
-    [ -x "$own" ] && echo "$own"
+    local bundled
+    bundled=$(apptainer buildcfg LIBEXECDIR)/apptainer/bin/squashfuse_ll
+    [ -x "$bundled" ] && echo "$bundled"
 }
 
-# mount_shielded: serve the image by a process that ignores the signals, each rank its own.
+# mount_shielded: mount the image through a process that ignores the stop signals; each rank has its own mount.
 mount_shielded() {
     local offset binary server
     binary=$(fuse_server) || fail "BBU_SHIELD=on needs squashfuse_ll (Debian: squashfuse); install it"
     offset=$(apptainer sif list "$image" | sed -n 's/.*|\([0-9]*\)-[0-9]* *|FS (Squashfs.*/\1/p' | head -n 1)
     [ -n "$offset" ] || fail "$image holds no squashfs; is it an image that containers/build.sh made?"
-    mounted=$(own_folder bbu-image) || fail "cannot make a folder in $place"
+    mounted=$(make_folder bbu-image) || fail "cannot make a folder in $mount_root"
     (
         trap '' HUP INT USR1 USR2 TERM
         exec "$binary" -f -o "ro,offset=$offset" "$image" "$mounted"
@@ -211,45 +216,45 @@ mount_shielded() {
     done
 }
 
-# own_folder NAME: make one whose name says whose it is: NAME.user.where.process.its start time.random
-own_folder() { mktemp -d "$place/$1.$UID.$(where).$$.$(started $$).XXXXXX"; }
+# make_folder NAME: make a folder whose name identifies its owner: NAME.user.node.process.start time.random
+make_folder() { mktemp -d "$mount_root/$1.$UID.$(node_identity).$$.$(start_time $$).XXXXXX"; }
 
-# where: the node since it booted, and its namespace of processes; a process id means something only within both.
-where() {
+# node_identity: the node since its last boot and its namespace of processes: a process id is unique only within both.
+node_identity() {
     local boot namespace
     read -r boot </proc/sys/kernel/random/boot_id
     namespace=$(readlink "/proc/$$/ns/pid")
     echo "${boot%%-*}-${namespace//[^0-9]/}"
 }
 
-# started PID: when the process started, in ticks since boot; nothing if it has ended. Ids are used again, this is not.
-started() {
-    local facts
-    { read -r facts <"/proc/$1/stat"; } 2>/dev/null || return
-    read -ra facts <<<"${facts##*) }" # field 3 of proc(5) is the first now
-    case ${facts[0]} in Z | X) ;; *) echo "${facts[19]}" ;; esac
+# start_time PID: when the process started, in ticks since boot; nothing if it has ended. Process ids are used again.
+start_time() {
+    local fields
+    { read -r fields <"/proc/$1/stat"; } 2>/dev/null || return
+    read -ra fields <<<"${fields##*) }" # now the first is field 3 of proc(5): the state; field 22 is the start time
+    case ${fields[0]} in Z | X) ;; *) echo "${fields[19]}" ;; esac
 }
 
-# orphaned FOLDER: did the container.sh that made it end without removing it, killed outright?
+# orphaned FOLDER: whether the container.sh that made the folder was killed outright, without removing it.
 orphaned() {
-    local made process start
-    IFS=. read -r _ _ made process start _ <<<"${1##*/}"
-    [ "$made" = "$here" ] && [ "$(started "$process")" != "$start" ]
+    local node process start
+    IFS=. read -r _ _ node process start _ <<<"${1##*/}"
+    [ "$node" = "$this_node" ] && [ "$(start_time "$process")" != "$start" ]
 }
 
-# sweep: a job killed outright has no time to clean up. It leaves a mount that is dead (on which stat fails) or, where
-# its processes are not all found and killed, alive; and its scratch. Nothing is killed here: a server ends by
-# itself with the last use of its mount, and a program that has outlived its container.sh keeps the image.
-sweep() {
-    local at folder here
-    here=$(where)
+# remove_leftovers: a job killed outright has no time to clean up. It leaves its scratch, and a mount that is dead (stat
+# fails on it) or, where not all of its processes were killed, alive. Nothing is killed here: a server ends by itself
+# with the last use of its mount, and a program that has outlived its container.sh keeps the image.
+remove_leftovers() {
+    local root folder this_node
+    this_node=$(node_identity)
     shopt -s nullglob
-    for at in "${TMPDIR:-/tmp}" "$place"; do
-        for folder in "$at/bbu-image.$UID".*; do
-            [ ! -L "$folder" ] || continue # planted: it would unmount something else of ours
+    for root in "${TMPDIR:-/tmp}" "$mount_root"; do
+        for folder in "$root/bbu-image.$UID".*; do
+            [ ! -L "$folder" ] || continue # a planted link: unmounting it would unmount something else of this user
             if orphaned "$folder" || ! stat "$folder" >/dev/null 2>&1; then unmount "$folder"; fi
         done
-        for folder in "$at/bbu-scratch.$UID".*; do
+        for folder in "$root/bbu-scratch.$UID".*; do
             if [ -O "$folder" ] && orphaned "$folder" && ! used_as_tmpdir "$folder"; then rm -rf "$folder"; fi
         done
     done
@@ -271,33 +276,33 @@ clean_up() {
     [ -z "$scratch" ] || rm -rf "$scratch"
 }
 
-# run COMMAND...: unless a stop signal came already; as our child where there is something to clean up after it. In
-# the foreground the shell holds its traps back until the command has ended, so `$?` is the command's own code.
-run() {
-    leave_if_asked
+# run_command COMMAND...: unless a stop signal came already; as a child where there is something to clean up after it.
+# The shell runs its traps only after a foreground child has ended, so `$?` is the command's own code.
+run_command() {
+    leave_if_stopped
     [ -n "$mounted$scratch" ] || exec "$@"
     "$@"
 }
 
 main() {
-    trap 'asked=USR1; end_child' USR1
-    trap 'asked=USR2; end_child' USR2
-    trap 'asked=TERM; end_child' TERM
+    trap 'stop_signal=USR1; end_child' USR1
+    trap 'stop_signal=USR2; end_child' USR2
+    trap 'stop_signal=TERM; end_child' TERM
     trap clean_up EXIT
-    check "$@"
-    [ -z "$pin" ] || verify
-    provenance
-    [ -z "$image${BBU_SCRATCH:-}" ] || sweep
+    check_settings "$@"
+    [ -z "$pin" ] || verify_image
+    set_provenance
+    [ -z "$image${BBU_SCRATCH:-}" ] || remove_leftovers
     [ -z "${BBU_SCRATCH:-}" ] || make_scratch
     if [ -z "$image" ]; then
         run_on_host "$@"
     elif shield_needed; then
         mount_shielded
-        arguments "$mounted"
-        run "${enter[@]}" "$@"
+        set_enter "$mounted"
+        run_command "${enter[@]}" "$@"
     else
-        arguments "$image"
-        run "${enter[@]}" "$@"
+        set_enter "$image"
+        run_command "${enter[@]}" "$@"
     fi
 }
 

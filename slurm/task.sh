@@ -30,7 +30,7 @@ report() { printf 'bbu: %s\n' "$*" >&2; }
 fail() { report "$*"; exit 127; }
 
 main() {
-    # The signals are COMMAND's, and this shell waits for it. An ignored signal (trap '') would be ignored by COMMAND too.
+    # The stop signals are for COMMAND, and this shell waits for it. What a shell ignores (trap ''), COMMAND would ignore.
     trap : USR1 USR2 TERM
     trap 'rm -f "$cap_file"' EXIT
     set_rank

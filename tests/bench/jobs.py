@@ -59,21 +59,21 @@ def shards(user: User) -> list:
     hold = user.sbatch("--hold", "--wrap", "true")
     array = ["--array", f"0-{SHARDS - 1}", f"--dependency=afterok:{hold}", "--wrap", "true"]
     theirs = timed(lambda: user.sbatch(*array))
-    (user.home / "demo/vendor").mkdir(parents=True)
-    (user.home / "demo/vendor/a.json").write_text("{}")
+    (user.checkout / "demo/vendor").mkdir(parents=True)
+    (user.checkout / "demo/vendor/a.json").write_text("{}")
     ours = timed(lambda: user.submit("convert", "--cluster", profile))
     user.cluster.run(["scancel", "--me"])
-    shutil.rmtree(user.home / "demo")
+    shutil.rmtree(user.checkout / "demo")
     return [f"{SHARDS} shards and a merge", ours, "bare sbatch of such an array", theirs]
 
 
 def status(user: User) -> list:
     """Many runs, each with jobs, a sound checkpoint and scores; a bare squeue beside it."""
     for number in range(RUNS):
-        make_run(user.home / f"output-many{number}", str(10_000 + number))
+        make_run(user.checkout / f"output-many{number}", str(10_000 + number))
     ours = timed(lambda: user.call("status", *(f"output-many{number}" for number in range(RUNS))))
     theirs = timed(lambda: user.cluster.run(["squeue", "--me"]))
-    for folder in user.home.glob("output-*"):
+    for folder in user.checkout.glob("output-*"):
         shutil.rmtree(folder)
     return [f"bbu.status on {RUNS} runs", ours, "bare squeue", theirs]
 

@@ -18,13 +18,13 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def home(cluster: Cluster) -> Path:
+def checkout(cluster: Cluster) -> Path:
     return cluster.checkout()
 
 
 @pytest.fixture
-def env(cluster: Cluster, home: Path) -> dict[str, str]:
-    return {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(home)}
+def env(cluster: Cluster, checkout: Path) -> dict[str, str]:
+    return {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(checkout)}
 
 
 @pytest.fixture
@@ -38,65 +38,65 @@ def pin(cluster: Cluster) -> str:
     return Path(f"{cluster.image}.sha256").read_text().split()[0]
 
 
-def enter(home: Path, command: str) -> str:
-    return f"srun -N2 --ntasks-per-node=1 {home}/slurm/container.sh {command}"
+def enter(checkout: Path, command: str) -> str:
+    return f"srun -N2 --ntasks-per-node=1 {checkout}/slurm/container.sh {command}"
 
 
 @pytest.mark.parametrize("code", [0, 3, 75])
-def test_the_commands_exit_code_comes_back_through_srun(cluster: Cluster, home: Path, env: dict, code: int) -> None:
-    done = cluster.run(enter(home, f"python {home}/tests/jobs/programs/leave.py {code}"), env=env, check=False)
+def test_the_commands_exit_code_comes_back_through_srun(cluster: Cluster, checkout: Path, env: dict, code: int) -> None:
+    done = cluster.run(enter(checkout, f"python {checkout}/tests/jobs/programs/leave.py {code}"), env=env, check=False)
     assert done.returncode == code, done.stderr
 
 
-def test_a_killed_command_gives_128_and_its_signal(cluster: Cluster, home: Path, env: dict) -> None:
-    line = f"{home}/slurm/container.sh python {home}/tests/jobs/programs/die.py"
+def test_a_killed_command_gives_128_and_its_signal(cluster: Cluster, checkout: Path, env: dict) -> None:
+    line = f"{checkout}/slurm/container.sh python {checkout}/tests/jobs/programs/die.py"
     assert cluster.run(line, env=env, check=False).returncode == 128 + 9
 
 
-def test_the_inside_sees_slurm_the_folder_and_the_checkout(cluster: Cluster, home: Path, env: dict) -> None:
+def test_the_inside_sees_slurm_the_folder_and_the_checkout(cluster: Cluster, checkout: Path, env: dict) -> None:
     line = "bash -c 'echo $SLURM_PROCID $PWD $PYTHONPATH $HF_HUB_OFFLINE'"
-    told = cluster.run(enter(home, line), env=env, cwd=home).stdout.splitlines()
-    assert sorted(told) == [f"{rank} {home} {home} 1" for rank in (0, 1)]
+    lines = cluster.run(enter(checkout, line), env=env, cwd=checkout).stdout.splitlines()
+    assert sorted(lines) == [f"{rank} {checkout} {checkout} 1" for rank in (0, 1)]
 
 
-def test_standard_input_reaches_the_command(cluster: Cluster, home: Path, env: dict) -> None:
-    assert cluster.run(f"echo hello | {home}/slurm/container.sh cat", env=env).stdout == "hello\n"
+def test_standard_input_reaches_the_command(cluster: Cluster, checkout: Path, env: dict) -> None:
+    assert cluster.run(f"echo hello | {checkout}/slurm/container.sh cat", env=env).stdout == "hello\n"
 
 
-def test_extra_folders_are_bound(cluster: Cluster, home: Path, env: dict) -> None:
-    cluster.run(f"mkdir -p {home}/extra && touch {home}/extra/file")
-    told = cluster.run(f"{home}/slurm/container.sh ls /data", env=env | {"BBU_BINDS": f"{home}/extra:/data"})
-    assert told.stdout == "file\n"
+def test_extra_folders_are_bound(cluster: Cluster, checkout: Path, env: dict) -> None:
+    cluster.run(f"mkdir -p {checkout}/extra && touch {checkout}/extra/file")
+    done = cluster.run(f"{checkout}/slurm/container.sh ls /data", env=env | {"BBU_BINDS": f"{checkout}/extra:/data"})
+    assert done.stdout == "file\n"
 
 
 def test_the_pinned_image_is_hashed_once_for_all_ranks_and_starts(
-    cluster: Cluster, home: Path, env: dict, folder: Path, pin: str
+    cluster: Cluster, checkout: Path, env: dict, folder: Path, pin: str
 ) -> None:
     env = env | {"BBU_IMAGE_SHA256": pin, "TMPDIR": str(folder)}
     seen = set()
     for _ in range(2):
-        told = cluster.run(enter(home, "bash -c 'echo $BBU_IMAGE_DIGEST'"), env=env)
-        assert told.stdout.split() == [pin, pin]
+        done = cluster.run(enter(checkout, "bash -c 'echo $BBU_IMAGE_DIGEST'"), env=env)
+        assert done.stdout.split() == [pin, pin]
         seen |= {(note.name, note.stat().st_mtime_ns) for note in folder.glob("bbu-verified.*/*-*")}
     assert len(seen) == 1
 
 
 def test_another_image_than_the_pinned_one_runs_nothing(
-    cluster: Cluster, home: Path, env: dict, folder: Path, pin: str
+    cluster: Cluster, checkout: Path, env: dict, folder: Path, pin: str
 ) -> None:
     env = env | {"BBU_IMAGE_SHA256": pin[::-1], "TMPDIR": str(folder)}
-    done = cluster.run(enter(home, f"touch {folder}/ran"), env=env, check=False)
+    done = cluster.run(enter(checkout, f"touch {folder}/ran"), env=env, check=False)
     assert done.returncode == 127 and pin in done.stderr and pin[::-1] in done.stderr
     assert not (folder / "ran").exists()
 
 
 @pytest.mark.parametrize("signal", ["USR2", "TERM"])
 def test_a_stop_while_the_image_is_hashed_asks_to_be_run_again(
-    cluster: Cluster, home: Path, env: dict, folder: Path, pin: str, signal: str
+    cluster: Cluster, checkout: Path, env: dict, folder: Path, pin: str, signal: str
 ) -> None:
     slow = f"cat >{folder}/sha256sum && chmod +x {folder}/sha256sum <<<'' && touch {folder}/file"
     cluster.run(f"printf '#!/bin/sh\nexec sleep 60\n' | ({slow})")
-    line = f"PATH={folder}:$PATH {enter(home, 'true')}; echo code $?"
+    line = f"PATH={folder}:$PATH {enter(checkout, 'true')}; echo code $?"
     env = env | {"BBU_IMAGE_SHA256": pin, "TMPDIR": str(folder)}
     job = cluster.sbatch("-N2", "--wrap", line, cwd=folder, env=env)
     wait_for_job(lambda: list(folder.glob("bbu-verified.*/*.new")), cluster, job)
@@ -106,27 +106,29 @@ def test_a_stop_while_the_image_is_hashed_asks_to_be_run_again(
     assert output.count(f"{signal} came before the command began") == 2 and "code 75" in output, output
 
 
-def test_the_checkouts_code_runs_or_the_images(cluster: Cluster, home: Path, env: dict, folder: Path) -> None:
-    cluster.run(f"cp -r {home}/bbu {home}/configs {folder} && echo 0123abc >{folder}/REVISION")
-    line = f"{home}/slurm/container.sh python {home}/tests/cluster/programs/print_code.py"
+def test_the_checkouts_code_runs_or_the_images(cluster: Cluster, checkout: Path, env: dict, folder: Path) -> None:
+    cluster.run(f"cp -r {checkout}/bbu {checkout}/configs {folder} && echo 0123abc >{folder}/REVISION")
+    line = f"{checkout}/slurm/container.sh python {checkout}/tests/cluster/programs/print_code.py"
     carried = {"BBU_BINDS": f"{folder}:/opt/bbu/src"}
-    assert cluster.run(line, cwd=home, env=env | carried).stdout == f"{home}/bbu/__init__.py \n"
-    image = cluster.run(line, cwd=home, env=env | carried | {"BBU_CODE": "image"})
+    assert cluster.run(line, cwd=checkout, env=env | carried).stdout == f"{checkout}/bbu/__init__.py \n"
+    image = cluster.run(line, cwd=checkout, env=env | carried | {"BBU_CODE": "image"})
     assert image.stdout == "/opt/bbu/src/bbu/__init__.py 0123abc\n"
-    module = f"{home}/slurm/container.sh python -m bbu.train --config smoke --validate-only"
-    assert "/opt/bbu/src/" in cluster.run(module, cwd=home, env=env | carried | {"BBU_CODE": "image"}).stdout
+    module = f"{checkout}/slurm/container.sh python -m bbu.train --config smoke --validate-only"
+    assert "/opt/bbu/src/" in cluster.run(module, cwd=checkout, env=env | carried | {"BBU_CODE": "image"}).stdout
 
 
-def test_an_image_without_code_cannot_run_its_own(cluster: Cluster, home: Path, env: dict) -> None:
-    done = cluster.run(f"{home}/slurm/container.sh true", cwd=home, env=env | {"BBU_CODE": "image"}, check=False)
+def test_an_image_without_code_cannot_run_its_own(cluster: Cluster, checkout: Path, env: dict) -> None:
+    done = cluster.run(
+        f"{checkout}/slurm/container.sh true", cwd=checkout, env=env | {"BBU_CODE": "image"}, check=False
+    )
     assert done.returncode == 127 and "the image holds no code" in done.stderr
 
 
 def test_scratch_is_the_inner_tmpdir_and_goes_with_the_task(
-    cluster: Cluster, home: Path, env: dict, folder: Path
+    cluster: Cluster, checkout: Path, env: dict, folder: Path
 ) -> None:
-    line = f"python {home}/tests/cluster/programs/make_temporary.py"
-    done = cluster.run(enter(home, line), env=env | {"BBU_SCRATCH": str(folder)}, check=False)
+    line = f"python {checkout}/tests/cluster/programs/make_temporary.py"
+    done = cluster.run(enter(checkout, line), env=env | {"BBU_SCRATCH": str(folder)}, check=False)
     assert done.returncode == 3
     assert len({Path(path).parent for path in done.stdout.split()}) == 2
     assert all(path.startswith(f"{folder}/bbu-scratch.") for path in done.stdout.split())
@@ -139,18 +141,18 @@ def mounted() -> set[str]:
     return {line.split()[1] for line in lines if "bbu-image" in line}
 
 
-def test_nothing_stays_mounted(cluster: Cluster, home: Path, env: dict) -> None:
+def test_nothing_stays_mounted(cluster: Cluster, checkout: Path, env: dict) -> None:
     before = mounted()
-    cluster.run(f"{home}/slurm/container.sh false", env=env, check=False)
+    cluster.run(f"{checkout}/slurm/container.sh false", env=env, check=False)
     assert mounted() <= before
 
 
-def test_a_dead_mount_of_a_killed_job_is_swept_up_by_the_next(cluster: Cluster, home: Path, env: dict) -> None:
+def test_a_dead_mount_of_a_killed_job_is_swept_up_by_the_next(cluster: Cluster, checkout: Path, env: dict) -> None:
     before = mounted()
-    killed = f"setsid {home}/slurm/container.sh python {home}/tests/cluster/programs/kill_group.py"
+    killed = f"setsid {checkout}/slurm/container.sh python {checkout}/tests/cluster/programs/kill_group.py"
     cluster.run(killed, env=env, check=False)
     assert mounted() > before
-    cluster.run(f"{home}/slurm/container.sh true", env=env)
+    cluster.run(f"{checkout}/slurm/container.sh true", env=env)
     assert mounted() <= before
 
 
@@ -169,49 +171,49 @@ true"""
 
 
 def test_a_killed_ones_mount_is_swept_up_by_the_next_but_a_living_ones_is_not(
-    cluster: Cluster, home: Path, env: dict, folder: Path
+    cluster: Cluster, checkout: Path, env: dict, folder: Path
 ) -> None:
-    program = home / "tests/cluster/programs/read_image_late.py"
-    script = LEFT_BEHIND.format(enter=f"{home}/slurm/container.sh", program=program, folder=folder)
-    told = cluster.run(script, env=env | {"TMPDIR": str(folder)}).stdout.split()
+    program = checkout / "tests/cluster/programs/read_image_late.py"
+    script = LEFT_BEHIND.format(enter=f"{checkout}/slurm/container.sh", program=program, folder=folder)
+    counts = cluster.run(script, env=env | {"TMPDIR": str(folder)}).stdout.split()
     # mounted while it lives; unmounted once its owner is killed; served while the program still reads; ended
-    assert told == ["1", "0", "1", "0"]
+    assert counts == ["1", "0", "1", "0"]
     assert "read 3.0" in (folder / "out").read_text()
 
 
-def test_the_help_of_the_image_can_be_followed(cluster: Cluster, home: Path) -> None:
-    told = cluster.run(["apptainer", "run-help", cluster.image]).stdout
-    command = re.search(r"^ +(apptainer exec (?:.*\\\n)*.*)", told, flags=re.MULTILINE)
+def test_the_help_of_the_image_can_be_followed(cluster: Cluster, checkout: Path) -> None:
+    text = cluster.run(["apptainer", "run-help", cluster.image]).stdout
+    command = re.search(r"^ +(apptainer exec (?:.*\\\n)*.*)", text, flags=re.MULTILINE)
     assert command and "python -m bbu.train --config smoke" in command[1]
-    cluster.run(["ln", "-s", cluster.image, home / "containers" / "bbu-cpu.sif"])
+    cluster.run(["ln", "-s", cluster.image, checkout / "containers" / "bbu-cpu.sif"])
     for line in (command[1], command[1].replace("exec", "exec --nv")):
-        assert "smoke.yaml: valid" in cluster.run(f"{line} --validate-only", cwd=home).stdout
+        assert "smoke.yaml: valid" in cluster.run(f"{line} --validate-only", cwd=checkout).stdout
 
 
-def test_a_signed_copy_can_be_verified(cluster: Cluster, home: Path, folder: Path) -> None:
+def test_a_signed_copy_can_be_verified(cluster: Cluster, checkout: Path, folder: Path) -> None:
     user = {"HOME": str(folder)}
     key = "--name Test --email test@example.org --comment none --password '' --push=false --bit-length 2048"
     cluster.run(f"apptainer key newpair {key}", env=user)
-    cluster.run([home / "containers" / "build.sh", "cpu", "--out", "signed.sif", "--sign"], cwd=folder, env=user)
+    cluster.run([checkout / "containers" / "build.sh", "cpu", "--out", "signed.sif", "--sign"], cwd=folder, env=user)
     cluster.run("apptainer verify --local signed.sif && sha256sum --check signed.sif.sha256", cwd=folder, env=user)
     (folder / "signed.sif").unlink()
 
 
-def test_apptainer_can_read_the_definition_of_the_gpu_image(cluster: Cluster, home: Path, folder: Path) -> None:
+def test_apptainer_can_read_the_definition_of_the_gpu_image(cluster: Cluster, checkout: Path, folder: Path) -> None:
     """As far as the download of its base, which is made to fail: stages, sections and arguments are in order."""
-    text = (home / "containers" / "bbu.def").read_text()
+    text = (checkout / "containers" / "bbu.def").read_text()
     text = re.sub(r"^Bootstrap: docker\nFrom: .*", "Bootstrap: localimage\nFrom: /no/base", text, flags=re.MULTILINE)
-    (home / "containers" / "local.def").write_text(text)
+    (checkout / "containers" / "local.def").write_text(text)
     arguments = [f"--build-arg={name}=x" for name in ("KEY", "JOBS", "REVISION")]
     command = ["apptainer", "build", "--fakeroot", *arguments, folder / "image.sif", "local.def"]
-    done = cluster.run(command, cwd=home / "containers", check=False)
+    done = cluster.run(command, cwd=checkout / "containers", check=False)
     assert "failed to retrieve path for /no/base" in done.stderr, done.stderr
 
 
-def survivors(cluster: Cluster, home: Path, env: dict, signal: str) -> str:
+def survivors(cluster: Cluster, checkout: Path, env: dict, signal: str) -> str:
     """Start a program on both nodes that catches stop signals, send one to the step; the job's output."""
-    line = enter(home, f"python {home}/tests/cluster/programs/survivor.py")
-    job = cluster.sbatch("-N2", "--wrap", f"{line}; echo code $?", cwd=home, env=env)
+    line = enter(checkout, f"python {checkout}/tests/cluster/programs/survivor.py")
+    job = cluster.sbatch("-N2", "--wrap", f"{line}; echo code $?", cwd=checkout, env=env)
     wait_for_output(cluster, job, "ready", times=2)
     cluster.run(["scancel", f"--signal={signal}", f"{job}.0"])
     cluster.wait(job)
@@ -228,14 +230,14 @@ def wait_for_job(condition: Callable[[], object], cluster: Cluster, job: str) ->
 
 @pytest.mark.parametrize("signal", ["USR1", "USR2", "TERM"])
 def test_a_signalled_program_can_save_and_hand_back_its_code(
-    cluster: Cluster, home: Path, env: dict, signal: str
+    cluster: Cluster, checkout: Path, env: dict, signal: str
 ) -> None:
-    output = survivors(cluster, home, env, signal)
+    output = survivors(cluster, checkout, env, signal)
     assert output.count(f"saved after SIG{signal}") == 2, output
     assert "code 75" in output, output
 
 
-def test_without_the_shield_the_image_vanishes_under_the_program(cluster: Cluster, home: Path, env: dict) -> None:
-    output = survivors(cluster, home, env | {"BBU_SHIELD": "off"}, "USR2")
+def test_without_the_shield_the_image_vanishes_under_the_program(cluster: Cluster, checkout: Path, env: dict) -> None:
+    output = survivors(cluster, checkout, env | {"BBU_SHIELD": "off"}, "USR2")
     assert "saved" not in output, output
     assert "code 135" in output, output  # 128 + SIGBUS

@@ -19,29 +19,29 @@ srun -N2 --ntasks-per-node=1 "$BBU_HOME/slurm/container.sh" python "$BBU_HOME/te
 
 
 @pytest.fixture(scope="module")
-def home(cluster: Cluster) -> Path:
+def checkout(cluster: Cluster) -> Path:
     return cluster.checkout()
 
 
-def output_of(cluster: Cluster, home: Path, program: str) -> str:
-    script = home / f"{program}.sbatch"
+def output_of(cluster: Cluster, checkout: Path, program: str) -> str:
+    script = checkout / f"{program}.sbatch"
     script.write_text(BATCH)
-    env = {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(home)}
-    job = cluster.sbatch("-N2", script, program, cwd=home, env=env)
+    env = {"BBU_IMAGE": str(cluster.image), "BBU_HOME": str(checkout)}
+    job = cluster.sbatch("-N2", script, program, cwd=checkout, env=env)
     assert cluster.wait(job) == "COMPLETED", cluster.describe(job)
     return cluster.job_output(job)
 
 
-def test_gloo_sums_across_the_nodes(cluster: Cluster, home: Path) -> None:
-    told = output_of(cluster, home, "all_reduce.py")
-    assert sorted(line for line in told.splitlines() if line.startswith("rank")) == [
+def test_gloo_sums_across_the_nodes(cluster: Cluster, checkout: Path) -> None:
+    text = output_of(cluster, checkout, "all_reduce.py")
+    assert sorted(line for line in text.splitlines() if line.startswith("rank")) == [
         "rank 0 on n1: sum 3",
         "rank 1 on n2: sum 3",
     ]
 
 
-def test_zero2_trains_across_the_nodes_and_compiles_nothing(cluster: Cluster, home: Path) -> None:
-    told = output_of(cluster, home, "zero2.py")
-    weights = re.findall(r"stage 2 weights (\S+)", told)
-    assert len(weights) == 2 and len(set(weights)) == 1, told
-    assert "ninja" not in told and "Building extension" not in told, told
+def test_zero2_trains_across_the_nodes_and_compiles_nothing(cluster: Cluster, checkout: Path) -> None:
+    text = output_of(cluster, checkout, "zero2.py")
+    weights = re.findall(r"stage 2 weights (\S+)", text)
+    assert len(weights) == 2 and len(set(weights)) == 1, text
+    assert "ninja" not in text and "Building extension" not in text, text

@@ -17,12 +17,12 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture(scope="module", autouse=True)
 def minutely(newer: Cluster) -> Iterator[Path]:
     """The file to which a crontab entry adds a line each minute. Installed first: the minute passes meanwhile."""
-    told = newer.shared / "minutely.txt"
+    written = newer.shared / "minutely.txt"
     tab = newer.shared / "crontab"
     options = "--job-name=minutely --time=1 --open-mode=append --output=/dev/null"
-    tab.write_text(f"#SCRON {options}\n* * * * * echo $(id -un) $(sbatch --version) >>{told}\n")
+    tab.write_text(f"#SCRON {options}\n* * * * * echo $(id -un) $(sbatch --version) >>{written}\n")
     newer.run(["scrontab", tab])
-    yield told
+    yield written
     newer.run(["scrontab", "-r"])
 
 
@@ -42,8 +42,8 @@ def test_up_is_idempotent(newer: Cluster) -> None:
 
 
 def test_a_step_runs_on_both_nodes_as_the_ordinary_user(newer: Cluster) -> None:
-    told = newer.run("srun -N2 --ntasks-per-node=1 sh -c 'echo $SLURMD_NODENAME $(id -un)'").stdout
-    assert sorted(told.splitlines()) == ["m1 bbu", "m2 bbu"]
+    text = newer.run("srun -N2 --ntasks-per-node=1 sh -c 'echo $SLURMD_NODENAME $(id -un)'").stdout
+    assert sorted(text.splitlines()) == ["m1 bbu", "m2 bbu"]
 
 
 def test_jobs_run_in_the_hosts_userland(newer: Cluster) -> None:
@@ -81,11 +81,11 @@ def test_an_array_reaches_to_index_20_and_no_further(newer: Cluster) -> None:
 
 
 def test_the_container_enters(newer: Cluster) -> None:
-    home = newer.checkout()
-    program = home / "tests/cluster/programs/print_torch.py"
-    line = f"srun -N2 --ntasks-per-node=1 {home}/slurm/container.sh python {program}"
-    told = newer.run(line, env={"BBU_IMAGE": str(newer.image), "BBU_HOME": str(home)}).stdout.splitlines()
-    assert len(told) == 2 and told[0] == told[1]
+    checkout = newer.checkout()
+    program = checkout / "tests/cluster/programs/print_torch.py"
+    line = f"srun -N2 --ntasks-per-node=1 {checkout}/slurm/container.sh python {program}"
+    lines = newer.run(line, env={"BBU_IMAGE": str(newer.image), "BBU_HOME": str(checkout)}).stdout.splitlines()
+    assert len(lines) == 2 and lines[0] == lines[1]
 
 
 def test_a_crontab_entry_is_a_pending_job_that_runs_each_minute(newer: Cluster, minutely: Path) -> None:

@@ -34,9 +34,9 @@ def pipeline(user: User) -> dict[str, str]:
 
 def test_the_pipeline_runs_its_jobs_in_order(user: User, pipeline: dict[str, str]) -> None:
     assert list(pipeline) == ["demo", "convert", "merge", "train", "eval"]
-    told = user.cluster.run(["sacct", "-XnPo", "JobID,Start,End", "-j", ",".join(pipeline.values())]).stdout
+    text = user.cluster.run(["sacct", "-XnPo", "JobID,Start,End", "-j", ",".join(pipeline.values())]).stdout
     times = {}
-    for job, start, end in (line.split("|") for line in told.splitlines()):
+    for job, start, end in (line.split("|") for line in text.splitlines()):
         times.setdefault(job.partition("_")[0], []).append((start, end))
     assert len(times[pipeline["convert"]]) == 8
     spans = [(min(s for s, _ in times[job]), max(e for _, e in times[job])) for job in pipeline.values()]
@@ -66,19 +66,19 @@ def test_a_separate_eval_job_scored_each_checkpoint(user: User, pipeline: dict[s
 
 def test_the_array_and_its_merge_give_the_same_bytes_as_one_process(user: User, pipeline: dict[str, str]) -> None:
     argv = [user.cluster.python, "-m", "bbu.convert", "--config", "smoke", "--set", "data_root=demo/whole"]
-    user.cluster.run(argv, cwd=user.home)
-    assert contents(user.home / "demo/data") == contents(user.home / "demo/whole") != {}
+    user.cluster.run(argv, cwd=user.checkout)
+    assert contents(user.checkout / "demo/data") == contents(user.checkout / "demo/whole") != {}
 
 
 def test_the_templates_convert_as_an_array_train_and_score(user: User, pipeline: dict[str, str]) -> None:
-    own = ("--config", "smoke", "--set", "data_root=demo/templates", "--set", "run_name=templates")
-    array = user.sbatch("--array=0-3", "slurm/convert.sbatch", *own)
-    merge = user.sbatch(f"--dependency=afterok:{array}", "slurm/convert.sbatch", *own, "--merge", "4")
-    train = user.sbatch("-N2", f"--dependency=afterok:{merge}", "slurm/train.sbatch", *own)
+    arguments = ("--config", "smoke", "--set", "data_root=demo/templates", "--set", "run_name=templates")
+    array = user.sbatch("--array=0-3", "slurm/convert.sbatch", *arguments)
+    merge = user.sbatch(f"--dependency=afterok:{array}", "slurm/convert.sbatch", *arguments, "--merge", "4")
+    train = user.sbatch("-N2", f"--dependency=afterok:{merge}", "slurm/train.sbatch", *arguments)
     score = user.sbatch(f"--dependency=afterok:{train}", "slurm/eval.sbatch", "--pending", "output-templates")
     for job in (array, merge, train, score):
         user.done(job)
-    assert contents(user.home / "demo/data") == contents(user.home / "demo/templates")
+    assert contents(user.checkout / "demo/data") == contents(user.checkout / "demo/templates")
     assert len(list(user.run_folder("templates").glob("eval/checkpoint-*/*/metrics.json"))) == 2
 
 
@@ -101,15 +101,15 @@ def test_a_signal_saves_on_every_rank_at_one_step_requeues_and_the_run_ends_as_p
     user.cluster.run(["scancel", f"--signal={signal}", job])
     user.done(job)
     run = user.run_folder(name)
-    told = (run / "logs/rank-0.log").read_text() + (run / "logs/rank-1.log").read_text()
-    saved = re.findall(r"stopping after step (\d+) of 60", told)
-    assert len(saved) == 2 and len(set(saved)) == 1, told
-    assert f"resuming from {run}/checkpoint-{saved[0]}" in told.replace("output-", f"{user.home}/output-"), told
+    text = (run / "logs/rank-0.log").read_text() + (run / "logs/rank-1.log").read_text()
+    saved = re.findall(r"stopping after step (\d+) of 60", text)
+    assert len(saved) == 2 and len(set(saved)) == 1, text
+    assert f"resuming from {run}/checkpoint-{saved[0]}" in text.replace("output-", f"{user.checkout}/output-"), text
     assert verify(run / "checkpoint-60").world_size == 2
     starts = json.loads((run / "provenance.json").read_text())["starts"]
     assert [start["job"].get("SLURM_RESTART_COUNT", "0") for start in starts] == ["0", "1"]
-    told = user.output(job)
-    assert not re.search(rf"step {int(saved[0])}/60.*step {int(saved[0])}/60", told, re.DOTALL), "a step was repeated"
+    text = user.output(job)
+    assert not re.search(rf"step {int(saved[0])}/60.*step {int(saved[0])}/60", text, re.DOTALL), "a step was repeated"
 
 
 def test_max_requeues_of_the_run_config_holds_for_a_template_too(user: User, pipeline: dict[str, str]) -> None:

@@ -39,7 +39,7 @@ class Counting:
     @property
     def saved(self) -> int:
         """The step that the (first) file says."""
-        path = self.user.home / self.names[0]
+        path = self.user.checkout / self.names[0]
         return int(path.read_text()) if path.exists() else 0
 
     def wait_for(self, text: str, times: int = 1) -> None:
@@ -85,7 +85,7 @@ class Starter:
         name = self.fresh_name("sbatch")
         target = f"{name}${{SLURM_ARRAY_TASK_ID:-}}"
         count = f'run_tasks python tests/cluster/programs/counter.py "{target}" {steps} 0.1'
-        (self.user.home / f"{name}.sbatch").write_text(f"#!/bin/bash\n. slurm/job.sh\n{count}\n")
+        (self.user.checkout / f"{name}.sbatch").write_text(f"#!/bin/bash\n. slurm/job.sh\n{count}\n")
         options = [f"-N{nodes}", f"--partition={partition}", f"--time={minutes}", "--signal=USR2@20", "--requeue",
                    "--open-mode=append", "--ntasks-per-node=1"]  # fmt: skip
         options += ["--array=0-1", f"--output=slurm-{name}-%A_%a.out"] if array else [f"--output=slurm-{name}-%j.out"]
@@ -158,9 +158,9 @@ def test_an_element_that_stops_takes_none_of_its_array_along(start: Starter, way
     array.wait_for("start 0", times=2)
     start.user.cluster.run(["scancel", "--signal=USR2", f"{array.job}_1"])
     assert start.user.cluster.wait(array.job, timeout=120) == "COMPLETED", array.output
-    told = start.user.cluster.run(["scontrol", "show", "job", "-o", array.job]).stdout
-    restarts = {m[0]: m[1] for m in re.findall(r"ArrayTaskId=(\d) .*?Restarts=(\d)", told)}
-    assert restarts == {"0": "0", "1": "1"}, told
+    text = start.user.cluster.run(["scontrol", "show", "job", "-o", array.job]).stdout
+    restarts = {m[0]: m[1] for m in re.findall(r"ArrayTaskId=(\d) .*?Restarts=(\d)", text)}
+    assert restarts == {"0": "0", "1": "1"}, text
 
 
 def test_a_cap_ends_the_row_of_requeues(start: Starter) -> None:

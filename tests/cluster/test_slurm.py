@@ -22,8 +22,8 @@ def test_up_is_idempotent(cluster: Cluster) -> None:
 
 
 def test_a_step_runs_on_both_nodes_as_the_ordinary_user(cluster: Cluster) -> None:
-    told = cluster.run("srun -N2 --ntasks-per-node=1 sh -c 'echo $SLURMD_NODENAME $(id -un)'").stdout
-    assert sorted(told.splitlines()) == ["n1 bbu", "n2 bbu"]
+    text = cluster.run("srun -N2 --ntasks-per-node=1 sh -c 'echo $SLURMD_NODENAME $(id -un)'").stdout
+    assert sorted(text.splitlines()) == ["n1 bbu", "n2 bbu"]
 
 
 def test_accounting_remembers_a_job_and_its_exit_code(cluster: Cluster) -> None:
@@ -40,8 +40,8 @@ def test_a_requeued_job_starts_again_within_seconds(cluster: Cluster) -> None:
 
 def test_gpus_can_be_asked_for_by_number(cluster: Cluster) -> None:
     line = "srun -N2 --gpus-per-node=2 --ntasks-per-node=2 sh -c 'echo $SLURM_GPUS_ON_NODE'"
-    told = cluster.run(line).stdout
-    assert told.split() == ["2"] * 4
+    text = cluster.run(line).stdout
+    assert text.split() == ["2"] * 4
 
 
 def test_the_login_python_has_no_torch(cluster: Cluster) -> None:

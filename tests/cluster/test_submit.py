@@ -37,7 +37,7 @@ def output_in(logs: Path) -> str:
 
 def template(user: User, name: str, *command: str) -> str:
     """Write an sbatch template that runs a command of Python; its name."""
-    path = user.home / f"{name}.sbatch"
+    path = user.checkout / f"{name}.sbatch"
     path.write_text(f"#!/bin/bash\n. slurm/job.sh\nrun_tasks python {' '.join(command)}\n")
     return path.name
 

@@ -41,8 +41,8 @@ def converted(user: User) -> str:
 def trained(user: User, converted: str) -> Iterator[str]:
     """A run that is trained, and the evals of which come by scrontab from before it began."""
     job = user.submit("--set", "run_name=watched", "--set", "save_steps=3")["train"]
-    told = user.call("submit", "eval", "--every", "1m", "output-watched").stderr
-    assert "by scrontab" in told, told
+    text = user.call("submit", "eval", "--every", "1m", "output-watched").stderr
+    assert "by scrontab" in text, text
     user.done(job)
     yield job
     user.call("submit", "cancel", "output-watched")
@@ -53,12 +53,12 @@ def status(user: User, run: str = "output-watched") -> dict:
 
 
 def test_an_array_bigger_than_the_site_allows_is_cut_and_makes_the_same_shards(user: User, converted: str) -> None:
-    shards = list((user.home / f"demo/data/.shards/of-{SHARDS}").glob("*.jsonl"))
-    assert len(shards) == SHARDS and (user.home / "demo/data/train.jsonl").stat().st_size
+    shards = list((user.checkout / f"demo/data/.shards/of-{SHARDS}").glob("*.jsonl"))
+    assert len(shards) == SHARDS and (user.checkout / "demo/data/train.jsonl").stat().st_size
 
 
 def test_a_rerun_submits_the_missing_shards_alone(user: User, converted: str) -> None:
-    folder = user.home / f"demo/data/.shards/of-{SHARDS}"
+    folder = user.checkout / f"demo/data/.shards/of-{SHARDS}"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for name in ("3.jsonl", "24.jsonl"):
         (folder / name).unlink()
@@ -86,13 +86,13 @@ def test_a_failed_job_is_seen_with_its_exit_code(user: User, trained: str) -> No
 
 def test_status_can_be_watched_and_scripted(user: User, trained: str) -> None:
     line = f"timeout -s INT 3 {user.cluster.python} -m bbu.status output-watched --watch --interval 1"
-    told = user.cluster.run(line, cwd=user.home, env=user.env, check=False).stdout
-    assert told.count("watched  completed") >= 2, told
+    text = user.cluster.run(line, cwd=user.checkout, env=user.env, check=False).stdout
+    assert text.count("watched  completed") >= 2, text
 
 
 def test_logs_are_followed(user: User, trained: str) -> None:
     line = f"timeout 2 {user.cluster.python} -m bbu.submit logs -f output-watched --job train"
-    assert "step 6/6" in user.cluster.run(line, cwd=user.home, env=user.env, check=False).stdout
+    assert "step 6/6" in user.cluster.run(line, cwd=user.checkout, env=user.env, check=False).stdout
 
 
 def test_a_run_that_is_done_is_not_resumed(user: User, trained: str) -> None:
@@ -101,7 +101,7 @@ def test_a_run_that_is_done_is_not_resumed(user: User, trained: str) -> None:
 
 
 def test_evals_come_by_scrontab_and_score_what_is_new(user: User, trained: str) -> None:
-    metrics = user.home / "output-watched/eval"
+    metrics = user.checkout / "output-watched/eval"
     wait_until(lambda: len(list(metrics.glob("checkpoint-*/*/metrics.json"))) == 2, 100, lambda: str(status(user)))
     seen = status(user)
     assert seen["schedules"][0]["state"] in ("scheduled", "ended") and seen["scores"][0]["step"] == 6, seen
@@ -113,9 +113,9 @@ def test_eval_jobs_at_the_same_time_do_no_work_twice(user: User, trained: str) -
     jobs = [user.sbatch("slurm/eval.sbatch", *line[1:]) for _ in range(2)]
     for job in jobs:
         user.done(job)
-    told = "".join(user.output(job) for job in jobs)
-    assert told.count("found with the right label") == 2, told  # one report for each checkpoint, by whichever worker
-    ledger = user.home / "output-watched/eval/ledger"
+    text = "".join(user.output(job) for job in jobs)
+    assert text.count("found with the right label") == 2, text  # one report for each checkpoint, by whichever worker
+    ledger = user.checkout / "output-watched/eval/ledger"
     results = sorted(path.stem for path in (ledger / "results").iterdir())
     assert sorted(path.name for path in (ledger / "claims").iterdir()) == [f"{key}.1" for key in results]
 
@@ -128,32 +128,32 @@ def test_evals_by_scrontab_end_when_all_is_scored(user: User, trained: str) -> N
 def test_the_entry_is_taken_out_and_others_lines_stay(user: User, trained: str) -> None:
     waiting = not_begun(user, "output-waiting")
     user.call("submit", "eval", "--every", "30m", waiting)
-    own = "#SCRON --time=1\n0 0 1 1 * true\n"
+    other_entry = "#SCRON --time=1\n0 0 1 1 * true\n"
     tab = user.cluster.run("scrontab -l").stdout
-    (user.home / "tab").write_text(own + tab)
-    user.cluster.run(["scrontab", user.home / "tab"])
+    (user.checkout / "tab").write_text(other_entry + tab)
+    user.cluster.run(["scrontab", user.checkout / "tab"])
     assert status(user, waiting)["schedules"][0]["state"] == "scheduled", "its job has another id now"
-    told = user.call("submit", "cancel", "output-watched", waiting).stderr
-    assert "output-waiting: evals every 30 minutes: cancelled" in told, told
-    assert user.cluster.run("scrontab -l").stdout == own
+    text = user.call("submit", "cancel", "output-watched", waiting).stderr
+    assert "output-waiting: evals every 30 minutes: cancelled" in text, text
+    assert user.cluster.run("scrontab -l").stdout == other_entry
     assert status(user, waiting)["schedules"][0]["state"] == "ended"
     user.cluster.run("scrontab -r")
 
 
 def not_begun(user: User, name: str) -> str:
     """A run that was submitted and has not begun."""
-    user.cluster.run(f"mkdir {name}; touch {name}/jobs.jsonl", cwd=user.home)
+    user.cluster.run(f"mkdir {name}; touch {name}/jobs.jsonl", cwd=user.checkout)
     return name
 
 
 def test_a_schedule_that_broke_is_told(user: User, trained: str) -> None:
     profile = user.profile("resubmitting", eval_schedule="resubmit", convert_tasks=1)
-    told = user.call("submit", "eval", "--every", "30m", not_begun(user, "output-early"), "--cluster", profile).stderr
-    first = re.findall(r"job (\d+)", told)[0]
+    text = user.call("submit", "eval", "--every", "30m", not_begun(user, "output-early"), "--cluster", profile).stderr
+    first = re.findall(r"job (\d+)", text)[0]
     assert user.cluster.wait(first) == "COMPLETED"
     waiting = status(user, "output-early")["schedules"][0]
     assert waiting["state"] == "scheduled" and "PENDING" in waiting["text"], waiting
-    [folder] = user.home.glob("jobs/*-eval-schedule-*/jobs")  # only a row of jobs has them
+    [folder] = user.checkout.glob("jobs/*-eval-schedule-*/jobs")  # only a row of jobs has them
     user.cluster.run(["scancel", folder.read_text().split()[-1]])
     broken = status(user, "output-early")["schedules"][0]
     assert broken["state"] == "BROKEN" and "no job is waiting" in broken["text"]
@@ -165,11 +165,11 @@ def test_by_hand_the_same_script_is_a_line_of_a_scrontab(user: User, trained: st
     settings = " ".join(f"{name}={value}" for name, value in user.env.items() if name != "BBU_CLUSTER")
     path = user.cluster.run("echo $PATH").stdout.strip()
     lines = [
-        f"#SCRON --time=5 --open-mode=append --output={user.home}/by-hand.out --chdir={user.home}",
-        f"* * * * * PATH={path} {settings} {user.home}/slurm/eval.scron output-watched",
+        f"#SCRON --time=5 --open-mode=append --output={user.checkout}/by-hand.out --chdir={user.checkout}",
+        f"* * * * * PATH={path} {settings} {user.checkout}/slurm/eval.scron output-watched",
     ]
-    (user.home / "tab").write_text("\n".join(lines) + "\n")
-    user.cluster.run(["scrontab", user.home / "tab"])
-    told = user.home / "by-hand.out"
-    wait_until(lambda: told.exists() and told.read_text().count("scored already") == 2, 90, lambda: told.read_text())
+    (user.checkout / "tab").write_text("\n".join(lines) + "\n")
+    user.cluster.run(["scrontab", user.checkout / "tab"])
+    written = user.checkout / "by-hand.out"
+    wait_until(lambda: written.exists() and written.read_text().count("scored already") == 2, 90, written.read_text)
     user.cluster.run("scrontab -r")

@@ -82,11 +82,11 @@ class Cluster:
         """Wait until the job (each task of an array) is in one of `states`; return it (joined by commas)."""
         deadline = time.monotonic() + timeout
         while True:
-            found = self.state(job_id)
-            if found and found <= states:
-                return ",".join(sorted(found))
+            current = self.state(job_id)
+            if current and current <= states:
+                return ",".join(sorted(current))
             overdue = time.monotonic() > deadline
-            assert not overdue, f"job {job_id} is {found} after {timeout} s\n{self.describe(job_id)}"
+            assert not overdue, f"job {job_id} is {current} after {timeout} s\n{self.describe(job_id)}"
             time.sleep(0.5)
 
     def starts_of_a_requeued_job(self, timeout: float) -> list[str]:
@@ -186,6 +186,6 @@ def script(name: str, *arguments: str) -> str:
 
 def build_image(root: Path, user: str, checkout: Path) -> Path:
     """The CPU image for this working tree, built by the ordinary user, or found in the testbed's cache."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith(BUILD_ENVIRONMENT)}
-    done = run_as(root, user, ["containers/build.sh", "cpu"], checkout, kept, timeout=3600, check=True)
+    build_environment = {name: value for name, value in os.environ.items() if name.startswith(BUILD_ENVIRONMENT)}
+    done = run_as(root, user, ["containers/build.sh", "cpu"], checkout, build_environment, timeout=3600, check=True)
     return Path(done.stdout.strip())
