@@ -62,7 +62,7 @@ class TrainingCoordinator:
             The exit code: 0 when done, PREEMPTED_EXIT_CODE when stopped by a signal with the state saved.
 
         Raises:
-            BBUError: the run cannot start or go on.
+            BBUError: the run cannot start, resume or continue.
         """
         check_folder(self._config.model.model_path)  # before anything is written
         run = self.run_folder.create()
