@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 
-from bbu.config.read import load_config
+from bbu.config.arguments import add_config_arguments, config_from_arguments, positive_int
 from bbu.conversion.shards import convert_shard, merge_shards
 from bbu.errors import ConfigError, run_entry
 from bbu.jobs.task import state_max_requeues
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and convert; raises DataError when too much had to be rejected."""
-    args = _parser().parse_args(argv)
-    run_config = load_config(args.config, overrides=args.set, use_new=args.use_new_config)
+    arguments = _parser().parse_args(argv)
+    run_config = config_from_arguments(arguments, {})
     state_max_requeues(run_config.infrastructure.max_requeues)
     config = run_config.data
-    if args.shard is not None:
-        print(f"wrote {convert_shard(config, *_shard(args.shard))}")
+    if arguments.shard is not None:
+        print(f"wrote {convert_shard(config, *_shard(arguments.shard))}")
         return 0
-    if args.merge is None:
+    if arguments.merge is None:
         convert_shard(config, 0, 1)
-    summary = merge_shards(config, args.merge or 1)
+    summary = merge_shards(config, arguments.merge or 1)
     for name, count in summary["written"].items():
         print(f"{config.data_root}/{name}: {count} records")
     print(f"photos rejected: {summary['photos']['rejected'] or 'none'}")
@@ -35,12 +36,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bbu.convert", description=__doc__)
-    parser.add_argument("--config", required=True, help="a name under configs/ or a path")
-    parser.add_argument("--use-new-config", action="store_true", help="read the config in its five-section form")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one config key")
+    add_config_arguments(parser)
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--shard", metavar="I/N", help="convert shard I (from 0) of N only; merge later")
-    part.add_argument("--merge", type=_positive, metavar="N", help="merge N finished shards")
+    part.add_argument("--merge", type=positive_int, metavar="N", help="merge N finished shards")
     return parser
 
 
@@ -49,12 +48,6 @@ def _shard(text: str) -> tuple[int, int]:
     if not match or int(match[1]) >= int(match[2]):
         raise ConfigError(f"--shard {text}: write I/N with I from 0 to N-1, such as 0/8")
     return int(match[1]), int(match[2])
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of shards")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from bbu.config.arguments import add_checkpoint_argument, add_config_arguments, add_prediction_arguments
 from bbu.config.domains import keys_used_for
 from bbu.config.flat import DirectConfig
 from bbu.config.label_files import load_label_scheme
@@ -31,24 +32,19 @@ from bbu.run import provenance
 from bbu.run.checkpoints import MANIFEST, verify, verify_sizes
 from bbu.run.folder import CHECKPOINT_NAME, RUN_CONFIG, RunFolder
 from bbu.run.ledger import evaluation_key
-from bbu.schema import SOURCES, View, read_records
+from bbu.schema import View, read_records
 
 
 def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser(prog="python -m bbu.eval", description=__doc__)
     what = described.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint-{step} folder of a run")
+    add_checkpoint_argument(what)
     what.add_argument(
         "--pending", type=Path, nargs="+", metavar="RUN", help="every checkpoint of run folders without a score"
     )
-    add = described.add_argument
-    add(
-        "--source", choices=SOURCES, help="what to ask: the answer, the head, or both together (each, if it has a head)"
-    )
-    add("--teachers", type=int, default=0, metavar="N", help="worked examples before each photo (0)")
-    add("--config", metavar="NAME", help="score under this run config (the one the checkpoint was trained with)")
-    add("--use-new-config", action="store_true", help="that config is in five sections")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
+    add_prediction_arguments(described, source=None, source_text="each, where the checkpoint has a head")
+    text = "score under this run config (the one that the checkpoint was trained with)"
+    add_config_arguments(described, required=False, description=text)
     return described
 
 

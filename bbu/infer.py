@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bbu.config.arguments import add_checkpoint_argument, add_override_argument, add_prediction_arguments
 from bbu.errors import DataError, run_entry
-from bbu.schema import SOURCES, Box
+from bbu.schema import Box
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bbu.infer", description=__doc__)
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="photos")
-    add("--checkpoint", required=True, type=Path, metavar="DIR", help="a checkpoint-{step} folder of a run")
+    add_checkpoint_argument(parser, required=True)
     add("--prompt", help="instead of the instruction the run was trained with")
-    add("--source", choices=SOURCES, default="answer", help="what to query (answer)")
-    add("--teachers", type=int, default=0, metavar="N", help="worked examples before each photo (0)")
+    add_prediction_arguments(parser, source="answer", source_text="answer")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the pictures (predictions)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
+    add_override_argument(parser)
     return parser
 
 

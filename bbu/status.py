@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from bbu.config.arguments import add_json_argument
 from bbu.errors import CheckpointError, run_entry
 from bbu.jobs.run_status import view_runs
 from bbu.jobs.status_report import comparison_rows, status_details, status_dict, status_row
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add("runs", nargs="*", metavar="RUN", help="output-{run_name} folders (all in this folder)")
     add("--watch", action="store_true", help="show the state again and again, until Ctrl-C")
     add("--interval", type=_seconds, default=5.0, metavar="SECONDS", help="time between two looks with --watch (5)")
-    add("--json", action="store_true", help="JSON for a script")
+    add_json_argument(parser)
     add("--compare", action="store_true", help="a table of the runs' differing settings and best scores instead")
     add("--out", type=Path, metavar="FILE", help="also write the table there, as Markdown")
     return parser

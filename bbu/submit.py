@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from bbu.config.arguments import add_dry_run_argument
 from bbu.errors import run_entry
 from bbu.jobs.control import cancel_runs, training_to_resume, wait_for_log_files
 from bbu.jobs.queue import clear_job_environment
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bbu.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_request_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true", help="show what would be submitted, and submit nothing")
+    add_dry_run_argument(parser)
     return parser
 
 
@@ -74,7 +75,7 @@ def _cancel(argv: Sequence[str]) -> int:
 
 def _resume(argv: Sequence[str]) -> int:
     parser = _tool_parser("resume", "Submit a run's training again, with its settings, from its last checkpoint.")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be submitted")
+    add_dry_run_argument(parser)
     arguments = parser.parse_args(argv)
     request, folder = training_to_resume(RunFolder.existing(arguments.runs[0]))
     os.chdir(folder)  # paths in configs are relative to it

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from bbu.config.arguments import add_config_arguments, config_from_arguments
+from bbu.config.arguments import add_config_arguments, add_log_arguments, config_from_arguments
 from bbu.config.flat import DirectConfig
 from bbu.errors import leave_at_once, run_entry
 from bbu.jobs.task import state_max_requeues
@@ -30,19 +30,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bbu.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
+    add_log_arguments(parser)
     parser.add_argument("--validate-only", action="store_true", help="check the config and stop")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    config = config_from_arguments(args, os.environ)
-    if args.print_config:
-        values = config.as_sections() if args.use_new_config else config.as_flat()
+    arguments = _parser().parse_args(argv)
+    config = config_from_arguments(arguments, os.environ)
+    if arguments.print_config:
+        values = config.as_sections() if arguments.use_new_config else config.as_flat()
         print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
         return 0
-    if args.validate_only:
+    if arguments.validate_only:
         print(f"{config.source}: valid, {len(config.as_flat())} keys")
         return 0
     return _train(config)

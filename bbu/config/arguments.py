@@ -1,31 +1,106 @@
-"""The command-line arguments every entry shares, and the config they ask for."""
+"""The command-line arguments that several entries have, and the run config that they name."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from bbu.config.flat import DirectConfig
 from bbu.config.read import load_config
+from bbu.schema import SOURCES, Source
 
-ENVIRONMENT = {"BBU_DEEPSPEED_ENABLED": "deepspeed_enabled", "BBU_DEEPSPEED_CONFIG": "deepspeed_config"}
-"""Variable → the key it overrides; the command line comes after and wins."""
+_ENVIRONMENT_KEYS = {"BBU_DEEPSPEED_ENABLED": "deepspeed_enabled", "BBU_DEEPSPEED_CONFIG": "deepspeed_config"}
+"""Environment variable → the key that it overrides; overrides of the command line win."""
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --config, --use-new-config, --set, --log_level and --log_verbose."""
-    parser.add_argument("--config", required=True, help="a name under configs/ or a path")
-    parser.add_argument("--use-new-config", action="store_true", help="the file is in five sections")
+def add_config_arguments(
+    parser: argparse.ArgumentParser, *, required: bool = True, description: str = "a name under configs, or a path"
+) -> None:
+    """Add --config, --use-new-config and --set.
+
+    Args:
+        parser: the entry's parser.
+        required: refuse a command line without --config.
+        description: the help of --config, with what serves where it is left out.
+    """
+    parser.add_argument("--config", metavar="NAME", required=required, help=description)
+    parser.add_argument("--use-new-config", action="store_true", help="the config is in five sections")
+    add_override_argument(parser)
+
+
+def add_override_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --set KEY=VALUE, which may be repeated; the texts are in `overrides`."""
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key (repeatable)", dest="overrides"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key (repeatable)"
     )
+
+
+def add_log_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --log_level and --log_verbose."""
     parser.add_argument("--log_level", help="same as --set log_level=…")
     parser.add_argument("--log_verbose", help="same as --set log_verbose=…")
 
 
-def config_from_arguments(args: argparse.Namespace, environ: Mapping[str, str]) -> DirectConfig:
-    """Load the config the arguments and the environment ask for. Raises ConfigError with every finding."""
-    overrides = [f"{key}={environ[name]}" for name, key in ENVIRONMENT.items() if environ.get(name)]
-    overrides += args.overrides
-    overrides += [f"{k}={getattr(args, k)}" for k in ("log_level", "log_verbose") if getattr(args, k) is not None]
-    return load_config(args.config, overrides=overrides, use_new=args.use_new_config)
+def add_cluster_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --cluster, the name of a cluster profile."""
+    parser.add_argument(
+        "--cluster",
+        default=os.environ.get("BBU_CLUSTER", "local"),
+        metavar="NAME",
+        help="a profile under configs/clusters, or a path (BBU_CLUSTER, else local: this machine)",
+    )
+
+
+def add_dry_run_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --dry-run."""
+    parser.add_argument("--dry-run", action="store_true", help="show what would be submitted, and submit nothing")
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON for a program to read")
+
+
+def add_checkpoint_argument(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
+    """Add --checkpoint to a parser or to a group of it; `required` is for a parser."""
+    folder = "a checkpoint-{step} folder of a run"
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", required=required, help=folder)
+
+
+def add_prediction_arguments(parser: argparse.ArgumentParser, *, source: Source | None, source_text: str) -> None:
+    """Add --source and --teachers: how predictions are made.
+
+    Args:
+        parser: the entry's parser.
+        source: the source where --source is left out.
+        source_text: the end of the help of --source: what serves where it is left out.
+    """
+    text = f"query the answer, the head, or both together ({source_text})"
+    parser.add_argument("--source", choices=SOURCES, default=source, help=text)
+    parser.add_argument("--teachers", type=int, default=0, metavar="N", help="worked examples before each photo (0)")
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number above 0, as the `type` of an argument."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def config_from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str]) -> DirectConfig:
+    """Load the run config that the command line and the environment name.
+
+    Args:
+        arguments: parsed arguments of `add_config_arguments`, and of `add_log_arguments` where the entry has them.
+        environ: the environment variables; see `_ENVIRONMENT_KEYS`.
+
+    Raises:
+        ConfigError: carries all findings.
+    """
+    overrides = [f"{key}={environ[name]}" for name, key in _ENVIRONMENT_KEYS.items() if environ.get(name)]
+    overrides += arguments.overrides
+    log_keys = {key: getattr(arguments, key, None) for key in ("log_level", "log_verbose")}
+    overrides += [f"{key}={value}" for key, value in log_keys.items() if value is not None]
+    return load_config(arguments.config, overrides=overrides, use_new=arguments.use_new_config)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from bbu.config.arguments import add_cluster_argument, add_json_argument
 from bbu.doctor.findings import Group, any_failed, findings_json, print_group, summary_line, warning
 from bbu.doctor.launch import LOG, local_tasks, prepare_folder, run_tasks, slurm_step
 from bbu.doctor.login import container_findings, host_facts, machine_findings
@@ -35,11 +36,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code: 0, nothing failed (warnings may stand); 7, something failed; 2, the profile is refused.",
     )
     add = parser.add_argument
-    add("--cluster", default=os.environ.get("BBU_CLUSTER", "local"), metavar="NAME",
-        help="a profile under configs/clusters, or a path (BBU_CLUSTER, else local: this machine)")  # fmt: skip
+    add_cluster_argument(parser)
     add("--nodes", type=int, default=1, metavar="N", help="nodes to try, as a training job would take them (1)")
     add("--no-job", action="store_true", help="look at this machine and Slurm only; run nothing on the nodes")
-    add("--json", action="store_true", help="print a list of findings for a program to read")
+    add_json_argument(parser)
     add("--wait", type=float, default=10, metavar="MINUTES", help="how long the job may wait in the queue (10)")
     add("--probe", type=Path, help=argparse.SUPPRESS)  # what a task of that job runs
     return parser

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bbu.config.arguments import add_cluster_argument, add_config_arguments
 from bbu.config.flat import DirectConfig
 from bbu.config.read import load_config
 from bbu.errors import JobError
@@ -90,12 +90,9 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add("runs", nargs="*", metavar="RUN", help="eval: run folders to score (the config's own)")
     add("--nodes", type=int, default=1, metavar="N", help="nodes of the training job (1)")
     add("--gpus-per-node", type=int, metavar="N", help="GPUs, and so tasks, per node (the profile's)")
-    add("--cluster", default=os.environ.get("BBU_CLUSTER", "local"), metavar="NAME",
-        help="a profile under configs/clusters, or a path (BBU_CLUSTER, else local: this machine)")  # fmt: skip
-    add("--config", metavar="NAME",
-        help=f"a run config under configs, or a path ({DEFAULT_CONFIG}; eval RUN: each checkpoint's own)")  # fmt: skip
-    add("--use-new-config", action="store_true", help="the run config is in five sections")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key")
+    add_cluster_argument(parser)
+    text = f"a run config under configs, or a path ({DEFAULT_CONFIG}; eval RUN: each checkpoint's own)"
+    add_config_arguments(parser, required=False, description=text)
     add("--sweep", action="append", default=[], metavar="KEY=A,B", help="train a run for each value, and compare them")
     add("--every", metavar="TIME", help="eval: repeat the eval every 30m, 2h, 1d")
     add("--demo", action="store_true",
