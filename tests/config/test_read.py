@@ -84,6 +84,19 @@ def test_the_sectioned_form_needs_its_flag(tmp_path: Path):
     assert any("--use-new-config" in f for f in refused(tmp_path, text))
 
 
+def test_the_flag_is_refused_for_the_flat_form(tmp_path: Path):
+    (finding,) = refused(tmp_path, FLAT, use_new=True)
+    assert "leave out --use-new-config" in finding
+
+
+def test_a_bare_name_is_looked_up_in_the_project_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("smoke", "smoke.yaml"):
+        (tmp_path / name).write_text(FLAT, encoding="utf-8")
+    assert load_config("smoke").source == CONFIG_DIR / "smoke.yaml"
+    assert load_config("smoke.yaml").source == Path("smoke.yaml")
+
+
 def test_files_are_loaded_safely_and_size_capped(tmp_path: Path):
     assert "not valid YAML" in refused(tmp_path, "a: !!python/object/apply:os.system ['true']\n")[0]
     assert "larger than" in refused(tmp_path, "#" * (MAX_FILE_BYTES + 1))[0]
