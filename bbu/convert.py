@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.merge is None:
         convert_shard(config, 0, 1)
-    summary = merge_shards(config, arguments.merge or 1)
-    for name, count in summary["written"].items():
+    report = merge_shards(config, arguments.merge or 1)
+    for name, count in report.written.items():
         print(f"{config.data_root}/{name}: {count} records")
-    print(f"photos rejected: {summary['photos']['rejected'] or 'none'}")
-    print(f"objects rejected: {summary['objects']['rejected'] or 'none'}, clipped: {summary['objects']['clipped']}")
+    print(f"photos rejected: {report.photos.rejected or 'none'}")
+    print(f"objects rejected: {report.objects.rejected or 'none'}, clipped: {report.objects.clipped}")
     return 0
 
 

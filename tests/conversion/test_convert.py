@@ -14,10 +14,12 @@ from PIL import Image
 from bbu import convert
 from bbu.config.domains import DataConfig
 from bbu.config.read import load_config
+from bbu.conversion.labels import load_rules
+from bbu.conversion.report import ConversionReport
 from bbu.conversion.shards import SHARD_FOLDER, convert_shard, merge_shards, missing_shards
 from bbu.conversion.split import site_of
 from bbu.errors import ConfigError, DataError
-from bbu.schema import read_records
+from bbu.schema import read_photos_hash, read_records
 from bbu.synthetic.rooms import write_rooms
 
 PHOTOS = 24
@@ -41,20 +43,20 @@ def digest(root: Path) -> dict[str, str]:
     return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def convert_whole(config: DataConfig, shards: int = 1) -> dict:
+def convert_whole(config: DataConfig, shards: int = 1) -> ConversionReport:
     for shard in range(shards):
         convert_shard(config, shard, shards)
     return merge_shards(config, shards)
 
 
 def test_every_usable_photo_is_kept_and_every_broken_one_has_a_reason(vendor: Path, tmp_path: Path) -> None:
-    summary = convert_whole(config_for(vendor, tmp_path))
-    assert summary["photos"]["rejected"] == {"broken_json": 1, "undecodable_image": 1}
-    assert summary["written"]["train.jsonl"] + summary["written"]["val.jsonl"] == PHOTOS
-    assert summary["photos"]["dialects"] == {"A": PHOTOS // 2, "B": PHOTOS // 2}
+    report = convert_whole(config_for(vendor, tmp_path))
+    assert report.photos.rejected == {"broken_json": 1, "undecodable_image": 1}
+    assert report.written["train.jsonl"] + report.written["val.jsonl"] == PHOTOS
+    assert report.photos.dialects == {"A": PHOTOS // 2, "B": PHOTOS // 2}
     rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(reject["reason"] and reject["detail"] for reject in rejects)
-    assert len(rejects) == 2 + sum(summary["objects"]["rejected"].values())
+    assert len(rejects) == 2 + sum(report.objects.rejected.values())
 
 
 def test_empty_photo_is_kept_as_a_negative(vendor: Path, tmp_path: Path) -> None:
@@ -72,9 +74,10 @@ def test_negatives_are_left_out_where_the_config_says_so(vendor: Path, tmp_path:
 def test_any_number_of_shards_gives_the_same_bytes(vendor: Path, tmp_path: Path, shards: int) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     convert_whole(config_for(vendor, whole))
-    summary = convert_whole(config_for(vendor, parts), shards)
+    report = convert_whole(config_for(vendor, parts), shards)
     assert digest(whole) == digest(parts)
-    assert len(digest(whole)) == PHOTOS + 5 and summary["written"]["val.jsonl"] > 0
+    files_beside_photos = 3 * 2 + 2  # records and their photos' hashes; rejects and report
+    assert len(digest(whole)) == PHOTOS + files_beside_photos and report.written["val.jsonl"] > 0
 
 
 def test_processes_and_reruns_give_the_same_bytes(vendor: Path, tmp_path: Path) -> None:
@@ -83,6 +86,44 @@ def test_processes_and_reruns_give_the_same_bytes(vendor: Path, tmp_path: Path) 
     before = digest(tmp_path)
     convert_whole(dataclasses.replace(config, convert_processes=2))
     assert digest(tmp_path) == before
+
+
+def test_each_records_file_has_a_hash_over_the_bytes_of_its_photos(vendor: Path, tmp_path: Path) -> None:
+    convert_whole(config_for(vendor, tmp_path))
+    for name in ("train", "val", "teacher"):
+        records = tmp_path / f"{name}.jsonl"
+        images = sorted(image for record in read_records(records) for image in record.student.images)
+        lines = [f"{hashlib.sha256((tmp_path / image).read_bytes()).hexdigest()}  {image}\n" for image in images]
+        assert images and read_photos_hash(records) == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_another_jpeg_quality_gives_another_hash_under_equal_records(vendor: Path, tmp_path: Path) -> None:
+    fine, coarse = tmp_path / "fine" / "val.jsonl", tmp_path / "coarse" / "val.jsonl"
+    convert_whole(config_for(vendor, fine.parent, jpeg_quality=95))
+    convert_whole(config_for(vendor, coarse.parent, jpeg_quality=60))
+    assert fine.read_bytes() == coarse.read_bytes()
+    assert read_photos_hash(fine) != read_photos_hash(coarse)
+
+
+def test_shards_of_the_form_without_hashes_are_made_again(vendor: Path, tmp_path: Path) -> None:
+    config = config_for(vendor, tmp_path)
+    path = convert_shard(config, 0, 1)
+    header, *outcomes = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    keys = ("min_pixels", "max_pixels", "jpeg_quality", "image_folder", "min_visible_ratio", "min_box_side")
+    settings = {name: getattr(config, name) for name in (*keys, "remove_duplicates")}
+    names = sorted(outcome["name"] for outcome in outcomes)
+    rules = load_rules(config)
+    old_rules = {"token_map": rules.token_map, "hierarchy": rules.scheme.hierarchy, "language": rules.language}
+    old_rules |= {"response_types": rules.scheme.response_types}
+    old_text = json.dumps([settings, old_rules, names], ensure_ascii=False, sort_keys=True)
+    header["fingerprint"] = hashlib.sha256(old_text.encode()).hexdigest()
+    old = [{"name": o["name"], "view": o["photo"] and o["photo"]["view"], "rejects": o["rejects"]} for o in outcomes]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *old]), encoding="utf-8")
+    assert missing_shards(config, 1) == [0]
+    with pytest.raises(DataError, match="run this shard again"):
+        merge_shards(config, 1)
+    convert_shard(config, 0, 1)
+    assert missing_shards(config, 1) == [] and merge_shards(config, 1).photos.seen == PHOTOS + 2
 
 
 def test_no_site_is_in_both_splits(vendor: Path, tmp_path: Path) -> None:
@@ -120,10 +161,10 @@ def test_dirt_does_not_move_a_box(tmp_path: Path) -> None:
     for dirt in (False, True):
         vendor = tmp_path / f"vendor-{dirt}"
         write_rooms(vendor, 48, "small", seed=2, dirt=dirt)
-        summary = convert_whole(config_for(vendor, tmp_path / f"data-{dirt}", val_ratio=0.0))
+        report = convert_whole(config_for(vendor, tmp_path / f"data-{dirt}", val_ratio=0.0))
         records = read_records(tmp_path / f"data-{dirt}" / "train.jsonl")
         found[dirt] = {r.student.images[0]: r.student for r in records}
-    assert summary["photos"]["frames"]["stored"] > 0 and summary["objects"]["clipped"] > 0
+    assert report.photos.frames["stored"] > 0 and report.objects.clipped > 0
     moved = sum(
         abs(a - b) > 1
         for name, clean in found[False].items()
@@ -131,23 +172,23 @@ def test_dirt_does_not_move_a_box(tmp_path: Path) -> None:
         for one, other in zip(clean.objects, found[True][name].objects, strict=True)
         for a, b in zip(one.bbox_2d, other.bbox_2d, strict=True)
     )
-    assert moved <= summary["objects"]["clipped"]
+    assert moved <= report.objects.clipped
 
 
 def test_english_labels_come_from_the_english_texts(vendor: Path, tmp_path: Path) -> None:
     files = {"token_map_file": "token_map_en", "label_hierarchy_file": "hierarchy_en"}
-    summary = convert_whole(config_for(vendor, tmp_path, language="en", **files))
-    assert set(summary["objects"]["rejected"]) <= {"duplicate"}
-    assert any(label.startswith("screw_connection_point/bbu_install_screw/installed_") for label in labels(summary))
+    report = convert_whole(config_for(vendor, tmp_path, language="en", **files))
+    assert set(report.objects.rejected) <= {"duplicate"}
+    assert any(label.startswith("screw_connection_point/bbu_install_screw/installed_") for label in labels(report))
 
 
-def labels(summary: dict) -> list[str]:
-    return list(summary["objects"]["labels"])
+def labels(report: ConversionReport) -> list[str]:
+    return list(report.objects.labels)
 
 
 def test_response_types_choose_the_levels(vendor: Path, tmp_path: Path) -> None:
-    summary = convert_whole(config_for(vendor, tmp_path, response_types=["object_type"]))
-    assert "螺丝连接点" in labels(summary) and not any("/" in label for label in labels(summary))
+    report = convert_whole(config_for(vendor, tmp_path, response_types=["object_type"]))
+    assert "螺丝连接点" in labels(report) and not any("/" in label for label in labels(report))
 
 
 def test_too_many_rejected_photos_refuse_after_writing_everything(vendor: Path, tmp_path: Path) -> None:
