@@ -42,6 +42,7 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
 
 
 def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArguments:
+    """Name each key by transformers' word for it."""
     training, infra = config.training, config.infrastructure
     return TrainingArguments(
         output_dir=str(run.root),

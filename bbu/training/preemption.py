@@ -1,7 +1,8 @@
 """Stopping with the state saved: a signal sets a flag, and all ranks agree on it at a step boundary.
 
 The journey of a stop signal in the trainer: `bbu/train.py` installs the handlers, the flag is set here, `_StopCallback`
-in `trainer.py` asks all ranks and saves the step, `coordinator.py` returns the exit code, `bbu/errors.py` leaves.
+in `trainer.py` lets all ranks agree and saves the step, `coordinator.py` returns the exit code, and `bbu/errors.py`
+ends the process with it.
 
 `install_stop_handlers` runs before the heavy imports, so nothing here imports torch at the top.
 """
@@ -48,7 +49,7 @@ def install_stop_handlers() -> StopFlag:
 
 
 def stop_agreed(flag: StopFlag) -> bool:
-    """Ask all ranks whether any of them has received a stop signal.
+    """Return whether any rank has received a stop signal.
 
     Collective: every rank calls it at the same step boundary and gets the same answer, so all save the same step.
     Without a process group the answer is the flag of this process.

@@ -159,7 +159,7 @@ class BBUTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            # The options hold transformers' one learning rate too; each of our groups has its own instead.
+            # The options hold transformers' default learning rate, which no group uses: each has its own.
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = optimizer_class(self.parameters.optimizer_groups(), **options)
             self.optimizer.register_step_pre_hook(self.guard)
@@ -208,7 +208,7 @@ class BBUTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the window's means, rates and norms to Trainer's own numbers. Collective while training."""
         if "loss" in logs:
-            logs.pop("learning_rate", None)  # that of the first parameter group, which lr/<group> tells better
+            logs.pop("learning_rate", None)  # of the first parameter group alone; lr/<group> reports every group's
             logs = logs | self._window_values(logs.get("grad_norm"))
         super().log(logs, start_time)
 
@@ -278,8 +278,8 @@ class BBUTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Do nothing: the model was built from the checkpoint.
 
-        Trainer's own way compares names on disk with names in memory without their renaming and without being strict,
-        and so leaves the whole language model unchanged without a word.
+        Trainer would compare the names on disk with those in memory without renaming them and without being strict, and
+        so would leave the whole language model unchanged, without an error.
         """
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -306,7 +306,7 @@ class _FreezeCallback(TrainerCallback):
 
 
 class _StopCallback(TrainerCallback):
-    """Asks all ranks at each step boundary whether one received a stop signal; then all save this step and stop."""
+    """Makes all ranks save the current step and stop once any of them has received a stop signal."""
 
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop
