@@ -71,7 +71,7 @@ def _submit_chunk(spec: JobSpec, profile: ClusterProfile, checkout: Path, before
 
     folder = new_folder(spec.name, profile)
     executor = SlurmExecutor(folder, python=python_command(checkout))
-    executor.update_parameters(**slurm_parameters(spec, profile, before))
+    executor.update_parameters(**_slurm_parameters(spec, profile, before))
     try:
         with executor.batch():  # more than one become an array
             jobs = [executor.submit(task) for task in tasks_of(spec, profile, checkout)]
@@ -94,11 +94,11 @@ def script_text(spec: JobSpec, profile: ClusterProfile, checkout: Path, folder: 
 
     command = f"{python_command(checkout)} -u -m submitit.core._submit {folder}"
     elements = len(spec.commands) if spec.is_array else None
-    parameters = slurm_parameters(spec, profile, before)
+    parameters = _slurm_parameters(spec, profile, before)
     return _make_sbatch_string(command=command, folder=folder, map_count=elements, **parameters)
 
 
-def slurm_parameters(spec: JobSpec, profile: ClusterProfile, before: Sequence[str]) -> dict[str, Any]:
+def _slurm_parameters(spec: JobSpec, profile: ClusterProfile, before: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of submitit's SlurmExecutor; what the profile leaves out is left out."""
     resources = spec.resources
     kind = "afterany" if spec.after_any else "afterok"
