@@ -29,7 +29,10 @@ from bbu.labels import ResponseType
 
 Attention = Literal["flash_attention_2", "varlen", "sdpa", "eager"]
 Strategy = Literal["steps", "epoch", "no"]
+Language = Literal["zh", "en"]
 PromptStyle = Literal["detailed", "concise"]
+CollatorType = Literal["standard", "packed"]
+LongSamplePolicy = Literal["refuse", "drop"]
 
 _COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -234,7 +237,7 @@ class DataConfig:
     """Worked examples before the student, in the samples that get any."""
     eval_teacher_ratio: Share
     """Share of validation samples that get worked examples before the student."""
-    language: Annotated[Literal["zh", "en"], CONVERSION, SCORE]
+    language: Annotated[Language, CONVERSION, SCORE]
     """Language of the prompts, and of the vendor labels that conversion reads."""
     train_prompt: PromptStyle
     """Prompt of training."""
@@ -242,7 +245,7 @@ class DataConfig:
     """Prompt of inference and evaluation."""
     object_order: Annotated[Literal["reading", "source"], SCORE]
     """Order of objects in an answer: reading (top to bottom, left to right) or source (as in the record)."""
-    collator_type: Literal["standard", "packed"]
+    collator_type: CollatorType
     """standard pads the samples of a batch; packed concatenates them."""
     max_total_length: PositiveInt
     """Longest packed sequence, in tokens."""
@@ -250,7 +253,7 @@ class DataConfig:
     """Samples that are packed into sequences together."""
     packing_balance_vision_weight: float
     """Cost of a vision patch relative to a language token when packed sequences are balanced over ranks."""
-    long_sample_policy: Literal["refuse", "drop"]
+    long_sample_policy: LongSamplePolicy
     """What to do with a sample longer than model_max_length: refuse the run, or drop the sample with a warning."""
     pad_to_multiple_of: PositiveInt
     """Padded lengths are multiples of this, in tokens."""

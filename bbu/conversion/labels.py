@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bbu.config.domains import DataConfig
+from bbu.config.domains import DataConfig, Language
 from bbu.config.label_files import load_label_scheme, read_label_file
 from bbu.conversion.vendor import LABEL_KEY_EN, LABEL_KEY_ZH, Unusable, VendorObject
 from bbu.errors import DataError
@@ -19,7 +19,7 @@ class LabelRules:
     """The vendor's text of one level → this project's text."""
     scheme: LabelScheme
     """Which labels exist, and which of their levels a description writes."""
-    language: str
+    language: Language
     """Which of the vendor's texts are read: zh or en."""
 
     def describe(self, item: VendorObject) -> str:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bbu.config.domains import DataConfig
+from bbu.config.domains import DataConfig, LongSamplePolicy
 from bbu.data.chat import Chat, ChatBuilder, Turn, check_placeholders, format_answer, reading_order
 from bbu.data.images import ImagePreparer, Pixels, load_image, read_size
 from bbu.data.packing import SampleCost
@@ -277,7 +277,7 @@ def _check_images(root: Path, records: Sequence[Record]) -> None:
 
 
 def _fitting(
-    records: list[tuple[str, Record]], builder: SampleBuilder, max_length: int, policy: str
+    records: list[tuple[str, Record]], builder: SampleBuilder, max_length: int, policy: LongSamplePolicy
 ) -> list[tuple[str, Record]]:
     """Records whose student fits alone; too long ones are refused or dropped with a warning, by name."""
     lengths = [builder.measure(name, record.student) for name, record in records]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bbu.config.domains import Language, PromptStyle
 from bbu.errors import ConfigError
 
 
@@ -57,7 +58,7 @@ _PROMPTS = {
 }
 
 
-def get_prompt(language: str, style: str) -> Prompt:
+def get_prompt(language: Language, style: PromptStyle) -> Prompt:
     """The prompt of a language (zh, en) and a style (detailed, concise); ConfigError lists the valid pairs."""
     if (language, style) not in _PROMPTS:
         valid = ", ".join("/".join(key) for key in _PROMPTS)

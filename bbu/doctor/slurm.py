@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bbu.doctor.findings import FAILURE, Call, Finding, failure, ok, warning
-from bbu.jobs.clusters import ClusterProfile
+from bbu.jobs.clusters import ClusterProfile, GpuRequest
 from bbu.jobs.queue import DEFAULT_MAX_ARRAY, one_line, parse_slurm_config
 from bbu.jobs.schedule import scrontab_enabled
 from bbu.jobs.slurm import sbatch_options
@@ -371,7 +371,7 @@ def _account_findings(resources: Resources, config: Mapping[str, str], user: str
     yield ok(f"{user} may use {' and '.join(filter(None, (resources.account, resources.qos)))}")
 
 
-def _submission_finding(kind: JobKind, gpu_request: str, call: Call) -> Finding:
+def _submission_finding(kind: JobKind, gpu_request: GpuRequest, call: Call) -> Finding:
     """Ask Slurm whether it would take the job; nothing is submitted."""
     size = [f"--nodes={kind.nodes}", f"--ntasks-per-node={kind.resources.tasks_per_node}"]
     options = sbatch_options(kind.resources, gpu_request)

@@ -16,6 +16,7 @@ from bbu.config.read import CONFIG_DIR, expand_variables, read_dataclass, read_y
 from bbu.jobs.spec import Resources
 
 PROFILES = CONFIG_DIR / "clusters"
+GpuRequest = Literal["gpus-per-node", "gres"]
 _KINDS = ("train", "convert", "eval")
 _Digest = Annotated[ProfileText, pattern_rule(r"[0-9a-f]{64}", "be a SHA-256 in hex, as containers/build.sh prints it")]
 
@@ -42,7 +43,7 @@ class ClusterProfile:
     """Keep the image of an unprivileged Apptainer mounted when Slurm signals the job; see slurm/container.sh."""
     modules: list[ProfileText]
     """Environment modules that a job loads before its tasks start."""
-    gpu_request: Literal["gpus-per-node", "gres"]
+    gpu_request: GpuRequest
     """The option of sbatch that requests GPUs."""
     signal_seconds: Annotated[int, range_rule(1, 65_535)]  # Slurm keeps it in 16 bits
     """How long before its time limit a job gets USR2, in seconds."""

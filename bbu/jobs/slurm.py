@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import JobError
-from bbu.jobs.clusters import ClusterProfile
+from bbu.jobs.clusters import ClusterProfile, GpuRequest
 from bbu.jobs.launch import Note, Submission, new_folder, python_command, tasks_of
 from bbu.jobs.queue import max_array_size, one_line
 from bbu.jobs.spec import JobSpec, Resources, job_name
@@ -132,7 +132,7 @@ def _slurm_parameters(spec: JobSpec, profile: ClusterProfile, before: Sequence[s
     return required | {name: value for name, value in optional.items() if value is not None}
 
 
-def sbatch_options(resources: Resources, gpu_request: str) -> list[str]:
+def sbatch_options(resources: Resources, gpu_request: GpuRequest) -> list[str]:
     """Return what a job requests as options of sbatch or srun, and of the `#SCRON` lines of a scrontab.
 
     Args:
@@ -160,7 +160,7 @@ def _placement_options(resources: Resources) -> dict[str, str]:
     return {name: value for name, value in texts.items() if value is not None}
 
 
-def _gpu_options(resources: Resources, gpu_request: str) -> Iterator[tuple[str, str]]:
+def _gpu_options(resources: Resources, gpu_request: GpuRequest) -> Iterator[tuple[str, str]]:
     """Per node, never per task: a task that sees its own GPU alone cannot reach its neighbours' by peer-to-peer."""
     if resources.gpus_per_node:
         number = str(resources.gpus_per_node)

@@ -30,6 +30,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from bbu.config.domains import Attention, CollatorType
 from bbu.errors import ConfigError
 
 VARLEN = "varlen"
@@ -254,9 +255,9 @@ def _name_longest(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def check_packing_is_safe(
     model: nn.Module,
-    attn_implementation: str,
-    vision_attn_implementation: str,
-    collator_type: str,
+    attn_implementation: Attention,
+    vision_attn_implementation: Attention,
+    collator_type: CollatorType,
     *,
     autocast_dtype: torch.dtype | None = None,
 ) -> None:
