@@ -18,14 +18,14 @@ compile() { # compile PYTHON ARGS...
 }
 
 lock_cuda() {
-    echo "# Every wheel of bbu.def with its hashes. Made by containers/lock.sh; do not edit by hand."
+    echo "# Every wheel of base-cuda.def with its hashes. Made by containers/lock.sh; do not edit by hand."
     compile 3.12 --generate-hashes --no-emit-package deepspeed # compiled: see requirements-source.txt
 }
 
 lock_cpu() {
     local torch
     torch=$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' containers/requirements.lock)
-    echo "# Every Python package of bbu-cpu.def. Made by containers/lock.sh; do not edit by hand."
+    echo "# Every Python package of base-cpu.def. Made by containers/lock.sh; do not edit by hand."
     echo "# torch is the CPU build (+cpu): where pip's index has only the CUDA one, add torch's CPU index to pip's."
     compile 3.11 --override <(echo "torch==$torch+cpu")
 }

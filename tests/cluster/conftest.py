@@ -26,7 +26,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     report = testbed.script("up.sh")
     tell(report.strip().splitlines()[-1])
     shared = session_folder(testbed.prefix(), user="bbu")
-    tell("finding or building the image (ten minutes when it has changed)")
+    tell("finding or building the image (ten minutes when its packages have changed, one when the code has)")
     start = time.monotonic()
     image = testbed.build_image(testbed.prefix(), "bbu", testbed.copy_tree(shared, "bbu"))
     tell(f"image {image.name} after {time.monotonic() - start:.0f} s")

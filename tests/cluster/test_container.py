@@ -111,16 +111,17 @@ def test_the_checkouts_code_runs_or_the_images(cluster: Cluster, checkout: Path,
     line = f"{checkout}/slurm/container.sh python {checkout}/tests/cluster/programs/print_code.py"
     carried = {"BBU_BINDS": f"{folder}:/opt/bbu/src"}
     assert cluster.run(line, cwd=checkout, env=env | carried).stdout == f"{checkout}/bbu/__init__.py \n"
+    built_in = cluster.run(line, cwd=checkout, env=env | {"BBU_CODE": "image"})
+    assert built_in.stdout.startswith("/opt/bbu/src/bbu/__init__.py ")
     image = cluster.run(line, cwd=checkout, env=env | carried | {"BBU_CODE": "image"})
     assert image.stdout == "/opt/bbu/src/bbu/__init__.py 0123abc\n"
     module = f"{checkout}/slurm/container.sh python -m bbu.train --config smoke --validate-only"
     assert "/opt/bbu/src/" in cluster.run(module, cwd=checkout, env=env | carried | {"BBU_CODE": "image"}).stdout
 
 
-def test_an_image_without_code_cannot_run_its_own(cluster: Cluster, checkout: Path, env: dict) -> None:
-    done = cluster.run(
-        f"{checkout}/slurm/container.sh true", cwd=checkout, env=env | {"BBU_CODE": "image"}, check=False
-    )
+def test_an_image_without_code_cannot_run_its_own(cluster: Cluster, checkout: Path, env: dict, folder: Path) -> None:
+    env = env | {"BBU_CODE": "image", "BBU_BINDS": f"{folder}:/opt/bbu/src"}
+    done = cluster.run(f"{checkout}/slurm/container.sh true", cwd=checkout, env=env, check=False)
     assert done.returncode == 127 and "the image holds no code" in done.stderr
 
 
@@ -199,12 +200,18 @@ def test_a_signed_copy_can_be_verified(cluster: Cluster, checkout: Path, folder:
     (folder / "signed.sif").unlink()
 
 
-def test_apptainer_can_read_the_definition_of_the_gpu_image(cluster: Cluster, checkout: Path, folder: Path) -> None:
-    """As far as the download of its base, which is made to fail: stages, sections and arguments are in order."""
-    text = (checkout / "containers" / "bbu.def").read_text()
-    text = re.sub(r"^Bootstrap: docker\nFrom: .*", "Bootstrap: localimage\nFrom: /no/base", text, flags=re.MULTILINE)
+@pytest.mark.parametrize(
+    ("definition", "names"), [("base-cuda.def", ["KEY", "JOBS"]), ("bbu.def", ["KIND", "FILE", "KEY", "REVISION"])]
+)
+def test_apptainer_can_read_the_definitions_of_the_gpu_image(
+    cluster: Cluster, checkout: Path, folder: Path, definition: str, names: list[str]
+) -> None:
+    """As far as what it starts from, which is made to fail: stages, sections and arguments are in order."""
+    text = (checkout / "containers" / definition).read_text()
+    local = "Bootstrap: localimage\nFrom: /no/base"
+    text = re.sub(r"^Bootstrap: (docker|localimage)\nFrom: .*", local, text, flags=re.MULTILINE)
     (checkout / "containers" / "local.def").write_text(text)
-    arguments = [f"--build-arg={name}=x" for name in ("KEY", "JOBS", "REVISION")]
+    arguments = [f"--build-arg={name}=x" for name in names]
     command = ["apptainer", "build", "--fakeroot", *arguments, folder / "image.sif", "local.def"]
     done = cluster.run(command, cwd=checkout / "containers", check=False)
     assert "failed to retrieve path for /no/base" in done.stderr, done.stderr

@@ -19,6 +19,7 @@ FINAL_STATES = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 )
 CACHES = (".", "__pycache__")
+IMAGE_LIFETIME_S = 86_400
 # What an image build needs of the caller's surroundings; everything else is kept out.
 BUILD_ENVIRONMENT = ("PIP_", "SSL_CERT_", "REQUESTS_CA_", "http_proxy", "https_proxy", "no_proxy")
 
@@ -188,4 +189,17 @@ def build_image(root: Path, user: str, checkout: Path) -> Path:
     """The CPU image for this working tree, built by the ordinary user, or found in the testbed's cache."""
     build_environment = {name: value for name, value in os.environ.items() if name.startswith(BUILD_ENVIRONMENT)}
     done = run_as(root, user, ["containers/build.sh", "cpu"], checkout, build_environment, timeout=3600, check=True)
-    return Path(done.stdout.strip())
+    image = Path(done.stdout.strip())
+    _remove_old_images(image)
+    return image
+
+
+def _remove_old_images(image: Path) -> None:
+    """Remove images of former code from the cache, where each change of the code leaves one of 700 MB.
+
+    Images that were used within a day stay: another session may run in one.
+    """
+    os.utime(image)
+    for file in image.parent.glob("bbu-cpu-*"):
+        if time.time() - file.stat().st_mtime > IMAGE_LIFETIME_S and not file.name.startswith(image.stem):
+            file.unlink(missing_ok=True)
