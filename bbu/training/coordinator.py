@@ -149,6 +149,7 @@ class TrainingCoordinator:
         return [*tensorboard, ProgressCallback(infra.progress), status]
 
     def _train(self, trainer: BBUTrainer, status: StatusCallback, checkpoint: Checkpoint | None) -> int:
+        """Train the steps that are left and return the exit code."""
         step = checkpoint.manifest.step if checkpoint else 0
         if step >= trainer.planned_steps():
             logger.info("step %d of %d is published already: nothing left to train", step, trainer.planned_steps())
@@ -165,8 +166,9 @@ class TrainingCoordinator:
         return self._finish(trainer, status)
 
     def _finish(self, trainer: BBUTrainer, status: StatusCallback) -> int:
+        """Record how the training ended and return the exit code."""
         state = trainer.state
-        if state.global_step < state.max_steps:
+        if state.global_step < state.max_steps:  # _StopCallback has ended it, and saved this step
             status.write(state, "preempted")
             return PREEMPTED_EXIT_CODE
         if self._config.training.save_final:
