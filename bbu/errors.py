@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 PREEMPTED_EXIT_CODE = 75
 """Reserved (EX_TEMPFAIL): state is saved on disk, requeue me. Every other code passes through unchanged."""
@@ -61,6 +62,23 @@ class JobError(BBUError):
     """A job cannot be described, submitted or launched."""
 
     exit_code = 7
+
+
+class Stopped(BaseException):
+    """A stop signal came: the job is about to end. Not an Exception, so that no handler on the way swallows it."""
+
+
+def raise_on_stop_signals() -> None:
+    """Make a stop signal raise `Stopped`, so that the work ends as by an error and gives back what it holds.
+
+    For a command that can stop anywhere; training stops between two steps instead (`bbu.training.preemption`).
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
 
 
 def leave_at_once(code: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from bbu.errors import DataError
+from bbu.evaluation.metrics import Headline
 from bbu.evaluation.predictions import Prediction
 from bbu.labels import LEVELS, LabelScheme, Level
 from bbu.schema import BBUObject, View
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AGREEING_LEVELS: dict[str, tuple[Level, ...]] = {
     "class_agnostic": (), "type": LEVELS[:1], "property": LEVELS[:2], "class_aware": LEVELS,
 }  # fmt: skip
@@ -82,12 +82,12 @@ def _pairing(view: View, prediction: Prediction | None) -> Pairing:
     return Pairing(view.objects, prediction.objects, prediction.scores)
 
 
-def above(pair: Pairing, least: float) -> Pairing:
-    """Without predictions that have a score below `least`."""
+def drop_uncertain(pair: Pairing, min_score: float) -> Pairing:
+    """Drop the predictions that have a score below `min_score`."""
     if not pair.scores:
         return pair
-    kept = [(item, s) for item, s in zip(pair.predicted, pair.scores, strict=True) if s is None or s >= least]
-    return Pairing(pair.truth, tuple(item for item, _ in kept), tuple(s for _, s in kept))
+    certain = [(item, s) for item, s in zip(pair.predicted, pair.scores, strict=True) if s is None or s >= min_score]
+    return Pairing(pair.truth, tuple(item for item, _ in certain), tuple(s for _, s in certain))
 
 
 def class_by_levels(scheme: LabelScheme, levels: Sequence[Level]) -> ClassOf:
@@ -100,7 +100,7 @@ def class_by_levels(scheme: LabelScheme, levels: Sequence[Level]) -> ClassOf:
     return class_of
 
 
-def run_coco(pairs: Sequence[Pairing], class_of: ClassOf, max_detections: Sequence[int]) -> COCOeval:
+def _run_coco(pairs: Sequence[Pairing], class_of: ClassOf, max_detections: Sequence[int]) -> COCOeval:
     """pycocotools' per-image matching, evaluated, of boxes of the same class.
 
     Ids start at 1, because COCOeval reads a match with id 0 as no match. Class-agnostic is one common category
@@ -121,7 +121,7 @@ def run_coco(pairs: Sequence[Pairing], class_of: ClassOf, max_detections: Sequen
             predicted.append(annotation | {"score": 1.0 if score is None else float(score)})
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = COCOeval(_coco(frame, truth), _coco(frame, predicted), "bbox")
-        evaluator.params.iouThrs = IOU_THRESHOLDS
+        evaluator.params.iouThrs = _IOU_THRESHOLDS
         evaluator.params.maxDets = list(max_detections)
         evaluator.evaluate()
     return evaluator
@@ -148,8 +148,8 @@ def _all_areas(evaluator: COCOeval) -> list[Any]:
 
 def count_matches(pairs: Sequence[Pairing], class_of: ClassOf) -> Counts:
     """Count the matched, predicted and true boxes of each image; only boxes of the same class match."""
-    matched = np.zeros((len(IOU_THRESHOLDS), len(pairs)), dtype=np.int64)
-    for entry in _all_areas(run_coco(pairs, class_of, [_MORE_THAN_ANY_IMAGE])):
+    matched = np.zeros((len(_IOU_THRESHOLDS), len(pairs)), dtype=np.int64)
+    for entry in _all_areas(_run_coco(pairs, class_of, [_MORE_THAN_ANY_IMAGE])):
         matched[:, entry["image_id"] - 1] += (entry["dtMatches"] > 0).sum(axis=1)
     predicted = np.array([len(p.predicted) for p in pairs], dtype=np.int64)
     return Counts(matched, predicted, np.array([len(p.truth) for p in pairs], dtype=np.int64))
@@ -160,30 +160,30 @@ def matched_pairs(pairs: Sequence[Pairing], iou: float = 0.5) -> list[tuple[str 
 
     A missed object has None as its second, a spurious prediction None as its first.
     """
-    evaluator = run_coco(pairs, lambda description: "object", [_MORE_THAN_ANY_IMAGE])
+    evaluator = _run_coco(pairs, lambda description: "object", [_MORE_THAN_ANY_IMAGE])
     truth = [o.desc for p in pairs for o in p.truth]
     predicted = [o.desc for p in pairs for o in p.predicted]
-    row = threshold_index(iou)
+    row = _threshold_index(iou)
     result: list[tuple[str | None, str | None]] = []
     for entry in _all_areas(evaluator):
-        for own, other in zip(entry["dtIds"], entry["dtMatches"][row], strict=True):
-            result.append((truth[int(other) - 1] if other else None, predicted[own - 1]))
+        for detection, other in zip(entry["dtIds"], entry["dtMatches"][row], strict=True):
+            result.append((truth[int(other) - 1] if other else None, predicted[detection - 1]))
         missed = [g for g, d in zip(entry["gtIds"], entry["gtMatches"][row], strict=True) if not d]
         result += [(truth[g - 1], None) for g in missed]
     return result
 
 
-def threshold_index(iou: float) -> int:
-    """Row of a threshold in `Counts.matched`; `iou` is one of IOU_THRESHOLDS."""
-    (found,) = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou))
-    return int(found)
+def _threshold_index(iou: float) -> int:
+    """Row of a threshold in `Counts.matched`; `iou` is one of _IOU_THRESHOLDS."""
+    (index,) = np.flatnonzero(np.isclose(_IOU_THRESHOLDS, iou))
+    return int(index)
 
 
-def headline(counts: Counts, iou: float) -> dict[str, float]:
-    """`iou`, `precision`, `recall`, `f1` at one threshold."""
-    row = threshold_index(iou)
+def headline_scores(counts: Counts, iou: float) -> Headline:
+    """Precision, recall and F1 over all images at one IoU threshold, one of _IOU_THRESHOLDS."""
+    row = _threshold_index(iou)
     scores = f_scores(counts.matched[row].sum(), counts.predicted.sum(), counts.truth.sum())
-    return {"iou": iou} | {n: float(v) for n, v in zip(("precision", "recall", "f1"), scores, strict=True)}
+    return Headline(iou, *(float(value) for value in scores))
 
 
 def f_scores(matched: Any, predicted: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -228,7 +228,7 @@ def bootstrap(counts: Counts, *, resamples: int, seed: int, level: float = 0.95)
 
 def average_precision(pairs: Sequence[Pairing], class_of: ClassOf) -> dict[str, float]:
     """COCO's twelve numbers (`pycocotools.COCOeval.summarize`); -1 where there is no ground truth."""
-    evaluator = run_coco(pairs, class_of, [1, 10, 100])
+    evaluator = _run_coco(pairs, class_of, [1, 10, 100])
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.accumulate()
         evaluator.summarize()
@@ -251,54 +251,3 @@ def score_source(predictions: Sequence[Prediction]) -> str | None:
         if source is not None and not scored:
             raise DataError(f"{prediction.image}: an object without score though {source} is named; predict again")
     return source
-
-
-def evaluate_detection(
-    views: Sequence[View],
-    predictions: Sequence[Prediction],
-    scheme: LabelScheme,
-    *,
-    iou: float = 0.5,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-    least: float = 0.0,
-) -> dict[str, Any]:
-    """Every detection metric of one dataset: `headline`, `detection`, `intervals`, `average_precision`, `images`.
-
-    scheme: how descriptions are read. iou: threshold of the headline. least: score below which an object counts for
-    average precision alone. level: confidence of the intervals. Raises DataError where predictions do not belong to
-    this ground truth, or there is no image to score.
-    """
-    if not views:
-        raise DataError("nothing to evaluate: the ground truth has no image; check val_file")
-    source = score_source(predictions)
-    pairs = pair_up(views, predictions)
-    if source is None:
-        pairs = [Pairing(p.truth, p.predicted) for p in pairs]
-    certain = [above(pair, least) for pair in pairs]
-    class_of = {name: class_by_levels(scheme, levels) for name, levels in AGREEING_LEVELS.items()}
-    counts = {name: count_matches(certain, class_of[name]) for name in AGREEING_LEVELS}
-    scored = {n: average_precision(pairs, class_of[n]) for n in ("class_agnostic", "class_aware") if source}
-    intervals = {n: bootstrap(c, resamples=resamples, seed=seed, level=level) for n, c in counts.items()}
-    return {
-        "headline": headline(counts["class_aware"], iou),
-        "detection": {name: summarise(c) for name, c in counts.items()},
-        "intervals": intervals,
-        "interval_level": level,
-        "average_precision": {"score_source": source, **scored} if source else None,
-        "images": _images(views, predictions) | {"objects_predicted": sum(len(pair.predicted) for pair in certain)},
-    }
-
-
-def _images(views: Sequence[View], predictions: Sequence[Prediction]) -> dict[str, Any]:
-    rejected: Counter[str] = Counter()
-    for prediction in predictions:
-        rejected.update(prediction.rejected)
-    return {
-        "total": len(views),
-        "not_predicted": len(views) - len(predictions),
-        "status": dict(sorted(Counter(p.status for p in predictions).items())),
-        "rejected": dict(sorted(rejected.items())),
-        "objects_true": sum(len(v.objects) for v in views),
-    }

@@ -1,96 +1,106 @@
 """Scores one checkpoint under a claim: predictions that survive a kill, metrics published once.
 
-Torch-free: whoever calls says how to predict.
+Torch-free: the caller passes the function that predicts.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bbu.config.domains import TrainingConfig
+from bbu.evaluation.evaluate import evaluate_predictions
+from bbu.evaluation.metrics import EvaluationResult, Metrics, ScoreFacts, write_metrics
 from bbu.evaluation.pending import METRICS, PREDICTIONS
-from bbu.evaluation.predictions import Prediction, drop_cut_line, dump_prediction, read_predictions
-from bbu.evaluation.report import evaluate, write_metrics
+from bbu.evaluation.predictions import Prediction, append_predictions, drop_cut_line, read_predictions
 from bbu.labels import LabelScheme
 from bbu.run.lease import keep_alive
 from bbu.run.ledger import Ledger
 from bbu.schema import View
 
 Predict = Callable[[Sequence[View]], Iterable[Sequence[Prediction]]]
-"""Takes the views still to do and yields predictions batch by batch."""
+"""Takes the views that have no prediction yet and yields predictions batch by batch."""
 _HEARTBEATS = 4
 """Heartbeats of a claim within its timeout: three may fail before another worker takes it."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is scored, where the files go (`folder`), and the facts that go with the result."""
+    """What is to be scored, and where."""
 
-    key: str
     step: int
+    """the checkpoint's step"""
     folder: Path
+    """where predictions.jsonl and metrics.json go"""
     views: Sequence[View]
-    facts: Mapping[str, Any]
+    """the ground truth"""
+    facts: ScoreFacts
+    """what the result depends on; gives the key in the ledger"""
     scheme: LabelScheme
     """how descriptions are read"""
-    least: float
-    """score below which an object counts for average precision alone"""
+    min_score: float
+    """predictions with a lower score count for average precision alone"""
 
 
 def run_evaluation(
     work: Evaluation, ledger: Ledger, owner: Mapping[str, Any], training: TrainingConfig, predict: Predict
-) -> dict[str, Any] | None:
-    """Score one checkpoint, or learn that it is scored. None while another worker holds it.
+) -> EvaluationResult | None:
+    """Score a checkpoint, unless it is scored already.
 
-    The predictions of an interrupted worker are kept. Whoever finds a published result without its metrics.json
-    (its publisher was killed in between) writes that.
+    The predictions of an interrupted worker are used. Where a published result lacks its metrics.json, because its
+    publisher was killed in between, the file is written.
+
+    Args:
+        work: what to score.
+        ledger: the run's ledger.
+        owner: what people shall read in the claim, such as job id and host.
+        training: the thresholds and the bootstrap.
+        predict: makes the missing predictions.
+
+    Returns:
+        The published result; None while another worker holds the claim.
     """
-    result = ledger.result(work.key)
-    if result is None:
-        claim = ledger.claim(work.key, {"step": work.step, **owner})
-        if claim is None:
-            return ledger.result(work.key)
-        with keep_alive(claim.lease, ledger.lease_seconds / _HEARTBEATS) as lease:
-            result = metrics_of(work, training, predict_rest(work, predict))
-            lease.check()
-            ledger.publish(claim, result)
-        result = ledger.result(work.key)
-        assert result is not None
+    key = work.facts.key()
+    if ledger.result(key) is None:
+        claim = ledger.claim(key, {"step": work.step, **owner})
+        if claim is not None:
+            with keep_alive(claim.lease, ledger.lease_seconds / _HEARTBEATS) as lease:
+                metrics = _compute_metrics(work, training, _complete_predictions(work, predict))
+                lease.check()
+                ledger.publish(claim, EvaluationResult(work.step, key, metrics, work.facts).to_dict())
+    published = ledger.result(key)
+    if published is None:
+        return None
+    result = EvaluationResult.from_dict(published)
     if not (work.folder / METRICS).exists():
         work.folder.mkdir(parents=True, exist_ok=True)
         write_metrics(work.folder / METRICS, result)
     return result
 
 
-def metrics_of(work: Evaluation, training: TrainingConfig, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """All metrics of finished predictions, with the facts they belong to."""
-    metrics = evaluate(
+def _compute_metrics(work: Evaluation, training: TrainingConfig, predictions: Sequence[Prediction]) -> Metrics:
+    return evaluate_predictions(
         work.views,
         predictions,
         work.scheme,
         iou=training.eval_iou_threshold,
         resamples=training.eval_bootstrap_samples,
         level=training.eval_bootstrap_confidence,
-        least=work.least,
+        min_score=work.min_score,
     )
-    return {**metrics, "step": work.step, "key": work.key, **work.facts}
 
 
-def predict_rest(work: Evaluation, predict: Predict) -> list[Prediction]:
-    """All predictions of the work: those on disk, and the rest, written as they come."""
+def _complete_predictions(work: Evaluation, predict: Predict) -> list[Prediction]:
+    """Read the predictions that are on disk, make the others, and append those batch by batch."""
     work.folder.mkdir(parents=True, exist_ok=True)
     path = work.folder / PREDICTIONS
     drop_cut_line(path)
     done = {p.image: p for p in read_predictions(path)} if path.exists() else {}
-    rest = [view for view in work.views if view.images[0] not in done]
+    missing = [view for view in work.views if view.images[0] not in done]
     with path.open("a", encoding="utf-8") as file:
-        for batch in predict(rest) if rest else ():
-            file.write("".join(map(dump_prediction, batch)))
-            file.flush()
-            os.fsync(file.fileno())
+        for batch in predict(missing) if missing else ():
+            append_predictions(file, batch)
             done |= {p.image: p for p in batch}
     return [done[view.images[0]] for view in work.views if view.images[0] in done]

@@ -1,7 +1,7 @@
 """Where a run keeps its scores, and which of its checkpoints still lack one.
 
-eval/ledger/                              who scores what (bbu.run.ledger)
-eval/checkpoint-{step}/{source}-{key}/             one evaluation: predictions.jsonl while it runs, metrics.json after
+eval/ledger/                                which worker scores what (bbu.run.ledger)
+eval/checkpoint-{step}/{source}-{key}/      one evaluation: predictions.jsonl while it runs, metrics.json at its end
 """
 
 from __future__ import annotations
@@ -11,37 +11,60 @@ from pathlib import Path
 
 from bbu.run.folder import HEAD_KEY, RunFolder
 from bbu.run.ledger import Ledger
-from bbu.schema import SOURCES
+from bbu.schema import SOURCES, Source
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
-KEY_LETTERS = 12
-"""Enough of a key to name a folder."""
+_KEY_LETTERS = 12
+"""Letters of a key in the name of a folder: 48 bits, enough to tell apart the evaluations of one checkpoint."""
 
 
 def open_ledger(run: RunFolder, lease_seconds: float) -> Ledger:
-    """The run's ledger; from then on rotation spares what has no score."""
-    return Ledger(run.eval / "ledger", lease_seconds=lease_seconds)
+    """Open the run's ledger, made where absent; from then on rotation spares checkpoints without a score.
+
+    lease_seconds: a claim without a heartbeat for so long is taken for abandoned.
+    """
+    return Ledger(_ledger_folder(run), lease_seconds=lease_seconds)
 
 
-def result_folder(run: RunFolder, step: int, source: str, key: str) -> Path:
-    """Where the evaluation `key` of a checkpoint lies; source says what was asked, the answer or the head."""
-    return run.eval / f"checkpoint-{step}" / f"{source}-{key[:KEY_LETTERS]}"
+def result_folder(run: RunFolder, step: int, source: Source, key: str) -> Path:
+    """The folder of one evaluation of a checkpoint.
+
+    Args:
+        run: the run that the checkpoint belongs to.
+        step: the checkpoint's step.
+        source: what predicts.
+        key: the evaluation's name in the ledger.
+    """
+    return run.evaluations(step) / f"{source}-{key[:_KEY_LETTERS]}"
 
 
-def sources_of(checkpoint: Path) -> tuple[str, ...]:
-    """What a checkpoint can be asked: one without a detection head has its answer alone."""
+def sources_of(checkpoint: Path) -> tuple[Source, ...]:
+    """The sources that a checkpoint can be scored by: one without a detection head has its answer alone."""
     described = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     return SOURCES if described.get(HEAD_KEY) else SOURCES[:1]
 
 
 def unscored_steps(run: RunFolder) -> list[int]:
-    """Published steps that lack a score, or that a worker is scoring; none where nobody ever asked for scores."""
-    if not (run.eval / "ledger").is_dir():
+    """Published steps that lack a score or are being scored: the steps that checkpoint rotation must spare.
+
+    None where the run has no ledger, because then nobody scores it. A score under an older key counts.
+    """
+    if not _ledger_folder(run).is_dir():
         return []
-    held = {owner.get("step") for owner in Ledger(run.eval / "ledger").held()}
-    return [step for step in run.steps() if step in held or not _is_scored(run, step)]
+    in_work = {owner.get("step") for owner in Ledger(_ledger_folder(run)).held()}
+    return [step for step in run.steps() if step in in_work or not _is_scored(run, step)]
+
+
+def metrics_files(run: RunFolder, step: int) -> list[tuple[Source, Path]]:
+    """Every finished evaluation of a checkpoint as (source, metrics.json), in no particular order."""
+    paths = run.evaluations(step).glob(f"*/{METRICS}")
+    named = ((path.parent.name.partition("-")[0], path) for path in paths)
+    return [(source, path) for name, path in named for source in SOURCES if source == name]
 
 
 def _is_scored(run: RunFolder, step: int) -> bool:
-    found = {path.parent.name.partition("-")[0] for path in run.eval.glob(f"checkpoint-{step}/*/{METRICS}")}
-    return found >= set(sources_of(run.checkpoint(step)))
+    return {source for source, _ in metrics_files(run, step)} >= set(sources_of(run.checkpoint(step)))
+
+
+def _ledger_folder(run: RunFolder) -> Path:
+    return run.eval / "ledger"

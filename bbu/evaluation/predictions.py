@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bbu.errors import DataError
 from bbu.schema import BBUObject
 
-STATUSES = ("ok", "repaired", "truncated", "unparsed", "failed")
+_STATUSES = ("ok", "repaired", "truncated", "unparsed", "failed")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Everything predicted for one image. Boxes in absolute pixels of the resized image (`width`, `height`);
-    `scores` beside `objects`, None where there are none; `score_source` says what the scores are."""
+    """Everything predicted for one image."""
 
     image: str
+    """path relative to data_root, as in the ground truth"""
     objects: tuple[BBUObject, ...]
+    """the predicted objects; boxes in absolute pixels of the resized image"""
     scores: tuple[float | None, ...] = ()
+    """a score for each object, None for one without; empty where no object has one"""
     status: str = "ok"
+    """what became of the image or its answer: one of _STATUSES"""
     score_source: str | None = None
+    """what the scores are, such as `objectness`; scores of different sources cannot be compared"""
     width: int | None = None
+    """of the resized image, in pixels"""
     height: int | None = None
+    """of the resized image, in pixels"""
     rejected: dict[str, int] = field(default_factory=dict)
+    """parts of the answer that were rejected: how many for which reason"""
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -39,8 +48,15 @@ def read_predictions(path: Path) -> list[Prediction]:
     return [_prediction(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
 
 
-def dump_prediction(prediction: Prediction) -> str:
-    """One line of the file, newline included; scores only where there are any."""
+def append_predictions(file: TextIO, predictions: Sequence[Prediction]) -> None:
+    """Append predictions to an open file, and sync it, so that no kill of this process loses them."""
+    file.write("".join(map(_dump_prediction, predictions)))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _dump_prediction(prediction: Prediction) -> str:
+    """One line of the file, newline included; objects have a score only where there is one."""
     scores = prediction.scores or (None,) * len(prediction.objects)
     objects = [
         {"bbox_2d": list(item.bbox_2d), "desc": item.desc} | ({} if score is None else {"score": score})
@@ -51,12 +67,12 @@ def dump_prediction(prediction: Prediction) -> str:
 
 
 def drop_cut_line(path: Path) -> None:
-    """Forget a last line without its newline: its writer was killed in the midst of it."""
+    """Cut off a last line that has no newline: its writer was killed while it wrote."""
     data = path.read_bytes() if path.exists() else b""
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    size_of_lines = data.rfind(b"\n") + 1
+    if size_of_lines < len(data):
         with path.open("rb+") as file:
-            file.truncate(whole)
+            file.truncate(size_of_lines)
 
 
 def _prediction(line: str, where: str) -> Prediction:
@@ -94,6 +110,6 @@ def _score(score: Any) -> float | None:
 
 
 def _status(status: str) -> str:
-    if status not in STATUSES:
-        raise ValueError(f"status {status!r} is none of {', '.join(STATUSES)}")
+    if status not in _STATUSES:
+        raise ValueError(f"status {status!r} is none of {', '.join(_STATUSES)}")
     return status

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bbu.evaluation.pending import METRICS
-from bbu.run.folder import CHECKPOINT_NAME, RunFolder
-from bbu.schema import SOURCES
+from bbu.evaluation.pending import metrics_files
+from bbu.run.folder import RunFolder, checkpoint_steps
+from bbu.schema import SOURCES, Source
 
 
 @dataclass(frozen=True)
@@ -17,47 +17,50 @@ class Score:
     """The headline of one evaluation: class-aware precision, recall and F1 at the config's IoU."""
 
     step: int
-    source: str
+    """the checkpoint's step"""
+    source: Source
+    """what predicted"""
     precision: float
+    """share of the predicted objects that are right"""
     recall: float
+    """share of the true objects that were found"""
     f1: float
+    """harmonic mean of precision and recall"""
 
     def __str__(self) -> str:
-        told = f"precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f}"
-        return f"step {self.step}, {self.source}: {told}"
+        values = f"precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f}"
+        return f"step {self.step}, {self.source}: {values}"
 
     @classmethod
-    def read(cls, source: str, metrics: Mapping[str, Any]) -> Score:
-        told = metrics["headline"]
-        return cls(metrics["step"], source, told["precision"], told["recall"], told["f1"])
-
-
-def scored_steps(run: RunFolder) -> list[int]:
-    """Steps with a score, ascending; also of checkpoints that are rotated away by now."""
-    found = {path.parent.parent.name for path in run.eval.glob(f"checkpoint-*/*/{METRICS}")}
-    return sorted(int(match[1]) for match in map(CHECKPOINT_NAME.fullmatch, found) if match)
-
-
-def scores_at(run: RunFolder, step: int) -> list[Score]:
-    """The scores of one step, in the order of SOURCES; of several of one source the newest."""
-    newest: dict[str, Score] = {}
-    paths = sorted(run.eval.glob(f"checkpoint-{step}/*/{METRICS}"), key=lambda path: path.stat().st_mtime)
-    for path in paths:
-        source = path.parent.name.partition("-")[0]
-        newest[source] = Score.read(source, json.loads(path.read_text(encoding="utf-8")))
-    return [newest[source] for source in SOURCES if source in newest]
+    def from_metrics(cls, source: Source, metrics: Mapping[str, Any]) -> Score:
+        """Take the headline from the content of a metrics.json, of this version or an older one."""
+        headline = metrics["headline"]
+        return cls(metrics["step"], source, headline["precision"], headline["recall"], headline["f1"])
 
 
 def latest_scores(run: RunFolder) -> list[Score]:
     """The scores of the last step that has any."""
-    steps = scored_steps(run)
-    return scores_at(run, steps[-1]) if steps else []
+    steps = _scored_steps(run)
+    return _scores_at(run, steps[-1]) if steps else []
 
 
 def best_scores(run: RunFolder) -> dict[str, Score]:
     """For each source the score with the best F1 of all steps; the later of two equals."""
     best: dict[str, Score] = {}
-    for score in (score for step in scored_steps(run) for score in scores_at(run, step)):
+    for score in (score for step in _scored_steps(run) for score in _scores_at(run, step)):
         if score.source not in best or score.f1 >= best[score.source].f1:
             best[score.source] = score
     return best
+
+
+def _scored_steps(run: RunFolder) -> list[int]:
+    """Steps with a score, in ascending order; also of checkpoints that are rotated away by now."""
+    return [step for step in checkpoint_steps(run.eval) if metrics_files(run, step)]
+
+
+def _scores_at(run: RunFolder, step: int) -> list[Score]:
+    """The scores of one step, in the order of SOURCES; of several of one source the newest."""
+    newest: dict[Source, Score] = {}
+    for source, path in sorted(metrics_files(run, step), key=lambda item: item[1].stat().st_mtime):
+        newest[source] = Score.from_metrics(source, json.loads(path.read_text(encoding="utf-8")))
+    return [newest[source] for source in SOURCES if source in newest]

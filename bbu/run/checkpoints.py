@@ -19,7 +19,7 @@ from typing import Any
 
 from bbu.errors import CheckpointError
 from bbu.run.files import sync_folder, write_atomic
-from bbu.run.folder import RunFolder
+from bbu.run.folder import RunFolder, checkpoint_name
 
 MANIFEST = "MANIFEST.json"
 SAVING, DELETING, CORRUPT = ".saving-", ".deleting-", ".corrupt-"
@@ -105,7 +105,7 @@ def publishing(
     ranks.barrier()  # every rank has looked before rank 0 moves anything
     if blocked:
         raise CheckpointError(f"{run.checkpoint(step)}: published already, and never rewritten; choose another step")
-    staged = run.root / f"{SAVING}checkpoint-{step}" / f"checkpoint-{step}"
+    staged = run.root / f"{SAVING}{checkpoint_name(step)}" / checkpoint_name(step)
     if ranks.rank == 0:
         _prepare(run, step, staged)
     ranks.barrier()
@@ -147,7 +147,7 @@ def verify(folder: Path) -> Manifest:
 def verify_sizes(folder: Path) -> Manifest:
     """The part of `verify` that costs no reading: manifest, names, sizes."""
     manifest = Manifest.load(folder)
-    if folder.name != f"checkpoint-{manifest.step}":
+    if folder.name != checkpoint_name(manifest.step):
         raise CheckpointError(f"{folder}: its manifest says step {manifest.step}; the folder was renamed or mixed up")
     found = _sizes(folder)
     for name in sorted(found.keys() ^ manifest.files.keys()):

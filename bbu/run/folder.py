@@ -8,11 +8,23 @@ from pathlib import Path
 
 from bbu.errors import CheckpointError
 
-CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
+"""A padded number (checkpoint-007) is no name of ours: `checkpoint_name(7)` would not find it."""
 RUN_CONFIG = "run_config.yaml"
 """The resolved run config inside a checkpoint."""
 HEAD_KEY = "bbu_detection_head"
 """Where a model folder's config.json describes its detection head."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Name the folder of a checkpoint."""
+    return f"checkpoint-{step}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """Read the step from the name of a checkpoint's folder; None for any other name."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class RunFolder:
     """
 
     root: Path
+    """the folder itself, `output-{run_name}`"""
 
     @classmethod
     def of(cls, output_root: str | Path, run_name: str) -> RunFolder:
@@ -76,10 +89,18 @@ class RunFolder:
         return self
 
     def checkpoint(self, step: int) -> Path:
-        return self.root / f"checkpoint-{step}"
+        return self.root / checkpoint_name(step)
+
+    def evaluations(self, step: int) -> Path:
+        """The folder with the evaluations of one checkpoint, which may be rotated away by now."""
+        return self.eval / checkpoint_name(step)
 
     def steps(self) -> list[int]:
-        """Steps of the published checkpoints, ascending by number; says nothing about their integrity."""
-        names = (CHECKPOINT_NAME.fullmatch(path.name) for path in self.root.glob("checkpoint-*") if path.is_dir())
-        # a padded name (checkpoint-007) is not one of ours: checkpoint(7) would not find it
-        return sorted(int(m[1]) for m in names if m and m[1] == str(int(m[1])))
+        """Steps of the published checkpoints, in ascending order; says nothing about their integrity."""
+        return checkpoint_steps(self.root)
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the subfolders that are named like a checkpoint, in ascending order."""
+    steps = (checkpoint_step(path.name) for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
+    return sorted(step for step in steps if step is not None)

@@ -9,7 +9,6 @@ A folder on a shared filesystem, without a server and without locks:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,17 +27,6 @@ class Claim:
     """the evaluation's name in the ledger"""
     lease: Lease
     """keep it alive while the evaluation runs"""
-
-
-def evaluation_key(*, manifest_sha: str, eval_config: Mapping[str, Any], dataset_hash: str, code: str) -> str:
-    """The name of one evaluation: SHA-256 over everything its result depends on, in hex.
-
-    manifest_sha: of the checkpoint's MANIFEST.json; dataset_hash: of the ground-truth file; code: commit and
-    image digest. Equal inputs give equal keys whatever the order of `eval_config`.
-    """
-    parts = [manifest_sha, dict(eval_config), dataset_hash, code]
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Ledger:

@@ -1,25 +1,94 @@
-"""Where results come from: code, image, packages, data and job, as facts a reader can check later."""
+"""Where results come from: code, image, packages, data and job, as facts that a reader can check later."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import json
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-PACKAGE = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "flash-attn", "tokenizers", "pillow", "numpy", "scipy")
+from bbu.run.files import write_atomic
+from bbu.run.folder import RunFolder
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_RECORDED_PACKAGES = (
+    "torch", "transformers", "accelerate", "deepspeed", "flash-attn", "tokenizers", "pillow", "numpy", "scipy",
+)  # fmt: skip
 SLURM_FACTS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST")
+"""Slurm's variables that name a job and its place."""
 
 
-def code_hash(package: Path = PACKAGE) -> str:
+@dataclass(frozen=True)
+class RunStart:
+    """One start of a run, as `provenance.json` keeps it under `starts`."""
+
+    started: str
+    """local time with the offset from UTC"""
+    commit: str | None
+    """git commit of the code; None where it is not known"""
+    code_sha256: str
+    """hash of the sources that ran"""
+    image_sha256: str | None
+    """hash of the container image; None outside of one"""
+    packages: Mapping[str, str | None]
+    """versions of the packages that results depend on; None for one that is not installed"""
+    data_sha256: Mapping[str, str]
+    """hash of each data file, by its name; empty with `hash_data: false`"""
+    job: Mapping[str, str]
+    """Slurm's variables of the job (`SLURM_FACTS`), and the host"""
+
+
+def record_start(run: RunFolder, environ: Mapping[str, str], data_files: Iterable[Path]) -> None:
+    """Append this start of a run to `provenance.json`.
+
+    Args:
+        run: the run that starts.
+        environ: the environment, for Slurm's variables, the commit and the image.
+        data_files: the files to record a hash of.
+    """
+    start = RunStart(
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        commit=environ.get("BBU_COMMIT") or None,
+        code_sha256=code_hash(),
+        image_sha256=image_digest(environ),
+        packages=package_versions(_RECORDED_PACKAGES),
+        data_sha256={path.name: file_hash(path) for path in data_files},
+        job=job_facts(environ),
+    )
+    # Earlier starts stay as they are, whatever version wrote them.
+    starts = json.loads(run.provenance.read_text(encoding="utf-8"))["starts"] if run.provenance.exists() else []
+    write_atomic(run.provenance, json.dumps({"starts": [*starts, asdict(start)]}, ensure_ascii=False, indent=1) + "\n")
+
+
+def code_hash(package: Path = _PACKAGE) -> str:
     """SHA-256 over names and contents of this package's sources: true also of a tree with changes, or without git."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def computing_code_hash(parts: Iterable[str], package: Path = _PACKAGE) -> str:
+    """SHA-256 over what some parts of this package compute.
+
+    Comments, docstrings and layout do not count, because the hash is taken over the syntax trees.
+
+    Args:
+        parts: files (`boxes.py`) and folders (`data`) of the package; one that does not exist is an error.
+        package: the package's folder.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for part in parts for path in _sources_of(package / part)):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                node.body = [statement for statement in node.body if not _is_text(statement)]
+        digest.update(f"{path.relative_to(package).as_posix()}\0{ast.dump(tree)}\0".encode())
     return digest.hexdigest()
 
 
@@ -34,9 +103,9 @@ def image_digest(environ: Mapping[str, str]) -> str | None:
     return environ.get("BBU_IMAGE_DIGEST") or None
 
 
-def package_versions() -> dict[str, str | None]:
-    """Versions of the packages that results depend on; None for one that is not installed."""
-    return {name: _version(name) for name in PACKAGES}
+def package_versions(names: Iterable[str]) -> dict[str, str | None]:
+    """Versions of installed packages; None for one that is not installed."""
+    return {name: _version(name) for name in names}
 
 
 def slurm_facts(environ: Mapping[str, str]) -> dict[str, str]:
@@ -49,17 +118,18 @@ def job_facts(environ: Mapping[str, str]) -> dict[str, str]:
     return slurm_facts(environ) | {"host": socket.gethostname()}
 
 
-def describe(environ: Mapping[str, str], data_files: Iterable[Path] = ()) -> dict[str, Any]:
-    """One start of a run, as provenance.json keeps it."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": environ.get("BBU_COMMIT") or None,
-        "code_sha256": code_hash(),
-        "image_sha256": image_digest(environ),
-        "packages": package_versions(),
-        "data_sha256": {path.name: file_hash(path) for path in data_files},
-        "job": job_facts(environ),
-    }
+def _sources_of(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return [path] if path.suffix == ".py" else list(path.rglob("*.py"))
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether a statement is a bare string: a docstring, or the words under a constant or field."""
+    match statement:
+        case ast.Expr(value=ast.Constant(value=str())):
+            return True
+    return False
 
 
 def _version(name: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -277,13 +276,11 @@ def _config_text(config: DirectConfig) -> str:
 
 
 def _record_start(run: RunFolder, config: DirectConfig, environ: Mapping[str, str]) -> None:
-    """Add an entry for this start to provenance.json."""
+    """Record this start in provenance.json, with the hashes of its data files unless `hash_data` is off."""
     root, data = Path(config.data.data_root), config.data
     paths = [root / data.train_file, root / data.val_file, root / data.teacher_file]
     data_files = [path for path in paths if path.is_file()] if config.infrastructure.hash_data else []
-    starts = json.loads(run.provenance.read_text(encoding="utf-8"))["starts"] if run.provenance.exists() else []
-    starts.append(provenance.describe(environ, data_files))
-    write_atomic(run.provenance, json.dumps({"starts": starts}, ensure_ascii=False, indent=1) + "\n")
+    provenance.record_start(run, environ, data_files)
 
 
 def _add_model_files(

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,8 +23,8 @@ from bbu.config.read import load_config
 from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import load_dataset
 from bbu.data.images import load_image
+from bbu.evaluation.evaluate import evaluate_predictions
 from bbu.evaluation.predictions import Prediction
-from bbu.evaluation.report import evaluate
 from bbu.inference.predictor import Predictor
 from bbu.models.qwen import load_image_processor, load_tokenizer
 from bbu.schema import read_records
@@ -75,7 +76,7 @@ def score(folder: Path, config) -> dict:
     predictor = Predictor(folder, config.model, config.data, config.detection)
     detections = predictor.predict([load_image(root / view.images[0], "bench") for view in views])
     predictions = [Prediction(v.images[0], d.objects, status=d.status) for v, d in zip(views, detections, strict=True)]
-    return evaluate(views, predictions, load_label_scheme(config.data), resamples=0)
+    return asdict(evaluate_predictions(views, predictions, load_label_scheme(config.data), resamples=0))
 
 
 if __name__ == "__main__":

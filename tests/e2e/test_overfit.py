@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
-from bbu.evaluation.detection import count_matches, headline, pair_up
+from bbu.evaluation.detection import count_matches, headline_scores, pair_up
+from bbu.evaluation.metrics import Headline
 from bbu.evaluation.predictions import Prediction
 from bbu.inference import Qwen25VLInference
 from bbu.inference.predictor import Source
@@ -34,10 +35,10 @@ def test_eight_photos_are_memorised_by_the_answer_and_by_the_head(tmp_path: Path
     views = [record.student for record in read_records(tmp_path / "data" / "train.jsonl")]
     scores = {source: score_source(predictor, tmp_path / "data", views, source) for source in ("answer", "head")}
     print(f"8 photos, {sum(len(v.objects) for v in views)} objects: {scores}")
-    assert all(score["f1"] >= 0.95 for score in scores.values()), scores
+    assert all(score.f1 >= 0.95 for score in scores.values()), scores
 
 
-def score_source(predictor: Qwen25VLInference, root: Path, views: list[View], source: Source) -> dict[str, float]:
+def score_source(predictor: Qwen25VLInference, root: Path, views: list[View], source: Source) -> Headline:
     """Precision, recall and F1 at IoU 0.5 with the right label, of `predict_detection` on the views' photos."""
     images = [ImageOps.exif_transpose(Image.open(root / view.images[0])).convert("RGB") for view in views]
     boxes, captions = predictor.predict_detection(images, source=source)
@@ -45,4 +46,4 @@ def score_source(predictor: Qwen25VLInference, root: Path, views: list[View], so
         Prediction(view.images[0], tuple(BBUObject(b, c) for b, c in zip(bs, cs, strict=True)))
         for view, bs, cs in zip(views, boxes, captions, strict=True)
     ]
-    return headline(count_matches(pair_up(views, predictions), class_of=str), iou=0.5)
+    return headline_scores(count_matches(pair_up(views, predictions), class_of=str), iou=0.5)

@@ -16,9 +16,9 @@ from bbu.evaluation.detection import (
     average_precision,
     bootstrap,
     count_matches,
-    evaluate_detection,
     summarise,
 )
+from bbu.evaluation.evaluate import evaluate_predictions
 from bbu.evaluation.predictions import Prediction
 from bbu.labels import RESPONSE_TYPES, LabelScheme
 from bbu.schema import BBUObject, View
@@ -40,7 +40,7 @@ def view(name: str, *objects: BBUObject) -> View:
 
 
 def scores_of(views: list[View], *predictions: Prediction) -> dict:
-    return evaluate_detection(views, predictions, SCHEME, resamples=20)["detection"]
+    return dict(evaluate_predictions(views, predictions, SCHEME, resamples=20).detection)
 
 
 def test_perfect_predictions_score_one_everywhere():
@@ -157,20 +157,21 @@ def views_and_predictions(pairs: list[Pairing], source: str | None) -> tuple[lis
 
 def test_ap_is_reported_only_where_scores_exist_and_names_their_source():
     views, said = views_and_predictions(random_pairs(0), "objectness")
-    scored = evaluate_detection(views, said, SCHEME, resamples=20)["average_precision"]
+    scored = evaluate_predictions(views, said, SCHEME, resamples=20).average_precision
+    assert scored is not None
     assert scored["score_source"] == "objectness" and 0 < scored["class_aware"]["AP"] < 1
     without = [Prediction(p.image, p.objects, (None,) * len(p.objects)) for p in said]
-    assert evaluate_detection(views, without, SCHEME, resamples=20)["average_precision"] is None
+    assert evaluate_predictions(views, without, SCHEME, resamples=20).average_precision is None
 
 
 def test_mixed_or_missing_scores_are_refused():
     views, said = views_and_predictions(random_pairs(0), "objectness")
     other = Prediction(said[0].image, said[0].objects, said[0].scores, score_source="token_logprob")
     with pytest.raises(DataError, match="mix scores"):
-        evaluate_detection(views, [other, *said[1:]], SCHEME)
+        evaluate_predictions(views, [other, *said[1:]], SCHEME)
     bare = Prediction(said[0].image, said[0].objects, (None,) * 7, score_source="objectness")
     with pytest.raises(DataError, match="without score"):
-        evaluate_detection(views, [bare, *said[1:]], SCHEME)
+        evaluate_predictions(views, [bare, *said[1:]], SCHEME)
 
 
 @pytest.mark.parametrize(
@@ -183,12 +184,12 @@ def test_mixed_or_missing_scores_are_refused():
 )
 def test_predictions_of_other_data_are_refused(predictions: list[Prediction], message: str):
     with pytest.raises(DataError, match=message):
-        evaluate_detection([view("a", thing(0, CABLE))], predictions, SCHEME)
+        evaluate_predictions([view("a", thing(0, CABLE))], predictions, SCHEME)
 
 
 def test_no_images_at_all_is_refused():
     with pytest.raises(DataError, match="no image"):
-        evaluate_detection([], [], SCHEME)
+        evaluate_predictions([], [], SCHEME)
 
 
 def test_the_bootstrap_resamples_images_and_its_interval_holds_the_value():

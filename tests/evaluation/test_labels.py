@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bbu.evaluation.detection import Pairing, evaluate_detection, matched_pairs
+from bbu.evaluation.detection import Pairing, matched_pairs
+from bbu.evaluation.evaluate import evaluate_predictions
 from bbu.evaluation.labels import score_labels
 from bbu.evaluation.predictions import Prediction
 from bbu.labels import RESPONSE_TYPES, LabelScheme
@@ -95,6 +96,6 @@ def test_boxes_are_compared_down_to_the_levels_of_their_labels(
     scheme: LabelScheme, truth: str, said: str, scores: dict[str, float]
 ):
     views = [View(("a",), (thing(0, truth),))]
-    detection = evaluate_detection(views, [Prediction("a", (thing(0, said),))], scheme, resamples=0)["detection"]
+    detection = evaluate_predictions(views, [Prediction("a", (thing(0, said),))], scheme, resamples=0).detection
     f1 = {name: row["f1@0.50"] for name, row in detection.items()}
     assert f1 == {"class_agnostic": 1.0, **scores}

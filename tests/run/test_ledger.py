@@ -12,21 +12,10 @@ import pytest
 
 from bbu.errors import CheckpointError
 from bbu.run.lease import LeaseFiles
-from bbu.run.ledger import Ledger, evaluation_key
+from bbu.run.ledger import Ledger
 
 KEYS = [f"{n:064x}" for n in range(8)]
 SPAWN = multiprocessing.get_context("spawn")
-
-
-def evaluation(**change: Any) -> str:
-    inputs = {"manifest_sha": "m", "eval_config": {"a": 1, "b": "中"}, "dataset_hash": "d", "code": "c"}
-    return evaluation_key(**(inputs | change))
-
-
-def test_the_key_depends_on_every_input_and_not_on_the_order_of_the_config():
-    changes: list[dict] = [{"manifest_sha": "x"}, {"eval_config": {"a": 2}}, {"dataset_hash": "x"}, {"code": "x"}]
-    assert len({evaluation(), *(evaluation(**c) for c in changes)}) == 5
-    assert evaluation(eval_config={"b": "中", "a": 1}) == evaluation()
 
 
 def test_a_held_job_is_not_given_twice_and_a_published_one_never_again(tmp_path):

@@ -1,0 +1,88 @@
+"""Computes all metrics of a set of predictions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from bbu.errors import DataError
+from bbu.evaluation.detection import (
+    AGREEING_LEVELS,
+    Pairing,
+    average_precision,
+    bootstrap,
+    class_by_levels,
+    count_matches,
+    drop_uncertain,
+    headline_scores,
+    matched_pairs,
+    pair_up,
+    score_source,
+    summarise,
+)
+from bbu.evaluation.labels import score_labels
+from bbu.evaluation.metrics import ImageCounts, Metrics
+from bbu.evaluation.predictions import Prediction
+from bbu.labels import LabelScheme
+from bbu.schema import View
+
+
+def evaluate_predictions(
+    views: Sequence[View],
+    predictions: Sequence[Prediction],
+    scheme: LabelScheme,
+    *,
+    iou: float = 0.5,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    min_score: float = 0.0,
+) -> Metrics:
+    """Compute every metric of one dataset.
+
+    Args:
+        views: the ground truth. Every image of it counts, whatever became of its prediction.
+        predictions: at most one for each image.
+        scheme: how descriptions are read.
+        iou: overlap from which a box counts as found in the headline and in the scores of labels.
+        resamples: samples of the bootstrap; 0 gives no intervals.
+        level: confidence of the intervals, 0 to 1.
+        seed: of the bootstrap.
+        min_score: predictions with a lower score count for average precision alone.
+
+    Raises:
+        DataError: the predictions do not belong to this ground truth, or there is no image to score.
+    """
+    if not views:
+        raise DataError("nothing to evaluate: the ground truth has no image; check val_file")
+    source = score_source(predictions)
+    pairs = pair_up(views, predictions)
+    if source is None:
+        pairs = [Pairing(p.truth, p.predicted) for p in pairs]
+    certain = [drop_uncertain(pair, min_score) for pair in pairs]
+    class_of = {name: class_by_levels(scheme, levels) for name, levels in AGREEING_LEVELS.items()}
+    counts = {name: count_matches(certain, class_of[name]) for name in AGREEING_LEVELS}
+    precisions = {n: average_precision(pairs, class_of[n]) for n in ("class_agnostic", "class_aware") if source}
+    return Metrics(
+        headline=headline_scores(counts["class_aware"], iou),
+        detection={name: summarise(c) for name, c in counts.items()},
+        intervals={n: bootstrap(c, resamples=resamples, seed=seed, level=level) for n, c in counts.items()},
+        interval_level=level,
+        average_precision={"score_source": source, **precisions} if source else None,
+        images=_count_images(views, predictions, certain),
+        labels=score_labels(matched_pairs(certain, iou), scheme),
+    )
+
+
+def _count_images(views: Sequence[View], predictions: Sequence[Prediction], certain: Sequence[Pairing]) -> ImageCounts:
+    rejected: Counter[str] = Counter()
+    for prediction in predictions:
+        rejected.update(prediction.rejected)
+    return ImageCounts(
+        total=len(views),
+        not_predicted=len(views) - len(predictions),
+        status=dict(sorted(Counter(p.status for p in predictions).items())),
+        rejected=dict(sorted(rejected.items())),
+        objects_true=sum(len(v.objects) for v in views),
+        objects_predicted=sum(len(pair.predicted) for pair in certain),
+    )

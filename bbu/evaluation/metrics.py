@@ -1,0 +1,151 @@
+"""The metrics of an evaluation and what they depend on: the content of metrics.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bbu.labels import Level
+from bbu.run.files import write_atomic
+from bbu.schema import Source
+
+_RECORDED_ONLY = ("code_sha256", "image_sha256")
+"""Facts that no score depends on: the whole code and the whole image change with every commit, whatever it touches."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Class-aware scores at one IoU threshold."""
+
+    iou: float
+    """overlap from which a box counts as found"""
+    precision: float
+    """share of the predicted objects that are right"""
+    recall: float
+    """share of the true objects that were found"""
+    f1: float
+    """harmonic mean of precision and recall"""
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """What became of the images and objects of the ground truth."""
+
+    total: int
+    """images of the ground truth"""
+    not_predicted: int
+    """images without any prediction record"""
+    status: Mapping[str, int]
+    """images by the status of their prediction (`ok`, `failed` ...)"""
+    rejected: Mapping[str, int]
+    """parts of answers that were rejected, by reason"""
+    objects_true: int
+    """objects of the ground truth"""
+    objects_predicted: int
+    """predicted objects that count for precision and recall"""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All metrics of one set of predictions."""
+
+    headline: Headline
+    """the scores that runs are compared by"""
+    detection: Mapping[str, Mapping[str, float]]
+    """for each way to compare labels (`detection.AGREEING_LEVELS`), the values of `detection.summarise`"""
+    intervals: Mapping[str, Mapping[str, Sequence[float]]]
+    """[low, high] of the same values by the bootstrap; empty without resamples"""
+    interval_level: float
+    """confidence of the intervals, 0 to 1"""
+    average_precision: Mapping[str, Any] | None
+    """COCO's AP and AR, and `score_source`; None for predictions without scores"""
+    images: ImageCounts
+    """what became of the images"""
+    labels: Mapping[Level, Mapping[str, Any]]
+    """the scores of each level of a label (`labels.score_labels`)"""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Metrics:
+        """Take the metrics from the content of a metrics.json; other fields are ignored."""
+        values = _fields_of(cls, data)
+        values |= {"headline": Headline(**data["headline"]), "images": ImageCounts(**data["images"])}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ScoreFacts:
+    """What a score was computed from. None where an older version did not record it."""
+
+    checkpoint_manifest_sha256: str
+    """hash of the checkpoint's MANIFEST.json, which names every file of it"""
+    dataset_sha256: str
+    """hash of the file with the ground truth"""
+    config: Mapping[str, Any]
+    """the config keys that a score depends on"""
+    source: Source
+    """what predicted"""
+    teachers: int
+    """worked examples before each photo"""
+    teachers_sha256: str | None
+    """hash of the file that the worked examples come from; None without examples"""
+    code_sha256: str
+    """hash of the whole package; not part of the key"""
+    image_sha256: str | None
+    """the container image, None outside of one; not part of the key"""
+    photos_sha256: str | None = None
+    """hash over the photos' bytes, as conversion took it; None also where no conversion left one"""
+    teacher_photos_sha256: str | None = None
+    """the same over the photos of the worked examples"""
+    label_scheme_sha256: str | None = None
+    """hash of the label hierarchy and the response types"""
+    score_code_sha256: str | None = None
+    """hash of the code that a score depends on, without comments and docstrings"""
+    packages: Mapping[str, str | None] | None = None
+    """versions of the Python packages that a score depends on"""
+
+    def key(self) -> str:
+        """The name of this evaluation: SHA-256 in hex over everything that the result depends on.
+
+        Equal facts give equal keys whatever the order of `config`.
+        """
+        facts = {name: value for name, value in asdict(self).items() if name not in _RECORDED_ONLY}
+        text = json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The content of metrics.json: one checkpoint's metrics and what they depend on, side by side in one object."""
+
+    step: int
+    """the checkpoint's step"""
+    key: str
+    """the evaluation's name in the ledger"""
+    metrics: Metrics
+    """how well it did"""
+    facts: ScoreFacts
+    """what that depends on"""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EvaluationResult:
+        """Take the content of a metrics.json, of this version or an older one; unknown fields are ignored."""
+        facts = ScoreFacts(**_fields_of(ScoreFacts, data))
+        return cls(data["step"], data["key"], Metrics.from_dict(data), facts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file's content."""
+        return {**asdict(self.metrics), "step": self.step, "key": self.key, **asdict(self.facts)}
+
+
+def write_metrics(path: Path, result: EvaluationResult) -> None:
+    """Write metrics.json whole or not at all."""
+    text = json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False, indent=2, sort_keys=True)
+    write_atomic(path, text + "\n")
+
+
+def _fields_of(cls: type[Metrics | ScoreFacts], data: Mapping[str, Any]) -> dict[str, Any]:
+    return {item.name: data[item.name] for item in fields(cls) if item.name in data}

@@ -1,0 +1,244 @@
+"""Scores a checkpoint on the validation photos: what its score depends on, its predictions, its metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bbu.config.domains import keys_used_for
+from bbu.config.flat import DirectConfig
+from bbu.config.label_files import load_label_scheme
+from bbu.errors import CheckpointError, DataError
+from bbu.evaluation.job import Evaluation, run_evaluation
+from bbu.evaluation.metrics import EvaluationResult, ScoreFacts
+from bbu.evaluation.pending import METRICS, open_ledger, result_folder
+from bbu.evaluation.predictions import Prediction
+from bbu.evaluation.report import flat_scalars
+from bbu.labels import LabelScheme
+from bbu.run.checkpoints import MANIFEST, verify
+from bbu.run.folder import RunFolder, checkpoint_step
+from bbu.run.provenance import (
+    code_hash,
+    computing_code_hash,
+    file_hash,
+    image_digest,
+    job_facts,
+    package_versions,
+)
+from bbu.schema import Source, View, read_photos_hash, read_records
+
+if TYPE_CHECKING:  # they need torch, which loads only where something is to be predicted
+    from PIL import Image
+
+    from bbu.inference.predictor import Detections, Predictor
+
+_SCORE_CODE = ("boxes.py", "data", "evaluation", "inference", "labels.py", "models", "resize.py", "schema.py")
+"""The code that a score depends on. Not `config`: each value that matters is in the key by itself. Not `run`, `errors`
+and `logs`: they store and report, and compute nothing."""
+_SCORE_PACKAGES = ("torch", "transformers", "tokenizers", "flash-attn", "pillow", "numpy", "pycocotools")
+"""The packages that a score depends on. Their versions stand for the container image, whose digest changes with every
+commit."""
+
+
+@dataclass(frozen=True)
+class CheckpointScore:
+    """The score of a checkpoint by one source."""
+
+    result: EvaluationResult
+    """the metrics and what they depend on"""
+    metrics_file: Path
+    """where they are written"""
+    is_new: bool
+    """whether this call wrote them"""
+
+
+class CheckpointScorer:
+    """Scores one checkpoint; the model is loaded when the first photo needs a prediction.
+
+    Args:
+        folder: a `checkpoint-{step}` folder of a run.
+        config: the config to score under.
+        num_teachers: worked examples before each photo.
+    """
+
+    def __init__(self, folder: Path, config: DirectConfig, num_teachers: int) -> None:
+        step = checkpoint_step(folder.name)
+        assert step is not None, folder
+        self._folder, self._step, self._config, self._num_teachers = folder, step, config, num_teachers
+        self._run = RunFolder(folder.parent)
+        self._photos = _PhotoPredictor(folder, config, num_teachers)
+
+    def score(self, source: Source) -> CheckpointScore | None:
+        """Score the checkpoint from one source, or look up the score it has.
+
+        A new score also goes to TensorBoard, at the checkpoint's step.
+
+        Returns:
+            The score; None while another worker holds the claim.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or another worker took the claim meanwhile.
+            DataError: the ground truth cannot be used.
+        """
+        infrastructure = self._config.infrastructure
+        work = self._plan(source)
+        is_new = not (work.folder / METRICS).exists()
+        owner = {**job_facts(os.environ), "pid": os.getpid()}
+        ledger = open_ledger(self._run, infrastructure.eval_claim_timeout_s)
+        predict = partial(self._photos.predict_batches, source=source)
+        result = run_evaluation(work, ledger, owner, self._config.training, predict)
+        if result is None:
+            return None
+        if is_new and infrastructure.tensorboard:
+            _write_scalars(self._run, source, result)
+        return CheckpointScore(result, work.folder / METRICS, is_new)
+
+    def _plan(self, source: Source) -> Evaluation:
+        """What there is to score, under a key that names everything that the result depends on."""
+        config = self._config
+        views = [record.student for record in read_records(Path(config.data.data_root) / config.data.val_file)]
+        limit = config.data.max_eval_examples
+        scheme = load_label_scheme(config.data)
+        facts = self._facts(source, scheme)
+        return Evaluation(
+            step=self._step,
+            folder=result_folder(self._run, self._step, source, facts.key()),
+            views=views[:limit] if limit >= 0 else views,
+            facts=facts,
+            scheme=scheme,
+            # Only the head has a threshold: every object of a generated answer counts.
+            min_score=config.detection.detection_score_threshold if source == "head" else 0.0,
+        )
+
+    def _facts(self, source: Source, scheme: LabelScheme) -> ScoreFacts:
+        data = self._config.data
+        truth, pool = Path(data.data_root) / data.val_file, Path(data.data_root) / data.teacher_file
+        return ScoreFacts(
+            checkpoint_manifest_sha256=file_hash(self._folder / MANIFEST),
+            dataset_sha256=file_hash(truth),
+            photos_sha256=read_photos_hash(truth),
+            config={key: getattr(self._config, key) for key in keys_used_for("score")},
+            label_scheme_sha256=_scheme_hash(scheme),
+            source=source,
+            teachers=self._num_teachers,
+            teachers_sha256=file_hash(pool) if self._num_teachers else None,
+            teacher_photos_sha256=read_photos_hash(pool) if self._num_teachers else None,
+            score_code_sha256=_score_code_hash(),
+            packages=package_versions(_SCORE_PACKAGES),
+            code_sha256=code_hash(),
+            image_sha256=image_digest(os.environ),
+        )
+
+
+def checkpoints_to_score(run: RunFolder, notify: Callable[[str], None]) -> list[Path]:
+    """List the published checkpoints of a run, oldest first, scored or not; say so where there are none yet.
+
+    Raises CheckpointError for a folder that is no run folder.
+    """
+    if run.jobs.is_file() and not run.config.is_file():
+        notify(f"{run.root}: not begun yet, nothing to score")
+        return []
+    if not run.config.is_file():
+        raise CheckpointError(f"{run.root}: not a run folder (no config.yaml); name an output-{{run_name}} folder")
+    if not run.steps():
+        notify(f"{run.root}: no checkpoint yet, nothing to score")
+    return [run.checkpoint(step) for step in run.steps()]
+
+
+class _PhotoPredictor:
+    """One checkpoint predicting on photos. Its detections are kept in memory, so that `both` costs no second pass."""
+
+    def __init__(self, folder: Path, config: DirectConfig, num_teachers: int) -> None:
+        self._folder, self._config, self._num_teachers = folder, config, num_teachers
+        self._root = Path(config.data.data_root)
+        self._detections: dict[tuple[str, Source], Detections] = {}
+
+    def predict_batches(self, views: Sequence[View], source: Source) -> Iterator[list[Prediction]]:
+        """Predict `generation_batch_size` photos at a time. A photo that cannot be read is a failed prediction."""
+        size = self._config.model.generation_batch_size
+        for start in range(0, len(views), size):
+            yield self._predict_batch(views[start : start + size], source)
+
+    def _predict_batch(self, views: Sequence[View], source: Source) -> list[Prediction]:
+        """The predictions of one batch, the failed ones first."""
+        from bbu.data.images import load_image
+
+        images, failed = {}, []
+        for name in (view.images[0] for view in views):
+            try:
+                images[name] = load_image(self._root / name, name)
+            except DataError as error:
+                failed.append(Prediction(name, (), status="failed", rejected={str(error): 1}))
+        return failed + [_prediction_of(name, item) for name, item in self._detect(images, source).items()]
+
+    def _detect(self, images: Mapping[str, Image.Image], source: Source) -> dict[str, Detections]:
+        """The detections in each photo, by the photo's name."""
+        if source == "both":
+            from bbu.inference.predictor import merge_detections
+
+            answers, heads = self._detect(images, "answer"), self._detect(images, "head")
+            least = self._config.detection.detection_score_threshold
+            return {name: merge_detections(answers[name], heads[name].scoring_at_least(least)) for name in images}
+        missing = [name for name in images if (name, source) not in self._detections]
+        if missing:
+            # Detections of the head with a low score too: average precision needs them, the headline leaves them out.
+            photos = [images[name] for name in missing]
+            detections = self._predictor.predict(photos, source=source, min_score=0.0)
+            self._detections |= {(name, source): item for name, item in zip(missing, detections, strict=True)}
+        return {name: self._detections[name, source] for name in images}
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        from bbu.inference.predictor import Predictor, best_device
+
+        verify(self._folder)  # reads every byte, hence only where something is to be predicted
+        config = self._config
+        return Predictor(
+            self._folder,
+            config.model,
+            config.data,
+            config.detection,
+            device=best_device(),
+            bf16=config.training.bf16,
+            num_teachers=self._num_teachers,
+        )
+
+
+def _prediction_of(image: str, detections: Detections) -> Prediction:
+    width, height = detections.size
+    return Prediction(
+        image=image,
+        objects=detections.objects,
+        scores=detections.scores,
+        status=detections.status,
+        score_source=detections.score_source,
+        width=width,
+        height=height,
+        rejected=detections.rejected,
+    )
+
+
+@cache
+def _score_code_hash() -> str:
+    """Once for each process: reading the code takes longer than reading a checkpoint's manifest."""
+    return computing_code_hash(_SCORE_CODE)
+
+
+def _scheme_hash(scheme: LabelScheme) -> str:
+    text = json.dumps(asdict(scheme), ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_scalars(run: RunFolder, source: Source, result: EvaluationResult) -> None:
+    """Write the main values to TensorBoard, beside the training curves."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run.tensorboard / "eval" / source)) as writer:
+        for name, value in flat_scalars(result.metrics).items():
+            writer.add_scalar(name, value, result.step)

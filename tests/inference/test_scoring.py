@@ -1,0 +1,110 @@
+"""What the score of a checkpoint depends on: the key changes with that, and with nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bbu.config.read import load_config
+from bbu.conversion.shards import convert_shard, merge_shards
+from bbu.errors import CheckpointError
+from bbu.inference.scoring import _SCORE_CODE, CheckpointScorer, checkpoints_to_score
+from bbu.run.folder import RunFolder
+from bbu.run.provenance import computing_code_hash
+from tests.commands import ROOT, Demo
+from tests.test_structure import imported_names
+
+COMPUTES_NOTHING = {"config", "errors.py", "logs.py", "run"}
+
+
+def key_of(demo: Demo, run: Path, *settings: str, source: str = "answer", num_teachers: int = 0) -> str:
+    """The key of a score of checkpoint-3 of a run, which needs no more than a manifest for it."""
+    folder = run / "checkpoint-3"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "MANIFEST.json").write_text("{}")
+    config = load_config("smoke", overrides=[*demo.settings, *settings])
+    scorer = CheckpointScorer(folder, config, num_teachers)
+    return scorer._plan(source).facts.key()  # pyright: ignore[reportArgumentType]
+
+
+def convert_again(demo: Demo, root: Path, *settings: str) -> str:
+    """Convert the demo's photos into another folder; the setting that points a config at them."""
+    config = load_config("smoke", overrides=[*demo.settings, f"data_root={root}", *settings]).data
+    convert_shard(config, 0, 1)
+    merge_shards(config, 1)
+    return f"data_root={root}"
+
+
+def test_photos_of_another_quality_under_equal_records_are_scored_anew(demo: Demo, tmp_path: Path):
+    same = convert_again(demo, tmp_path / "same")
+    other = convert_again(demo, tmp_path / "other", "jpeg_quality=30")
+    assert (tmp_path / "same/val.jsonl").read_bytes() == (tmp_path / "other/val.jsonl").read_bytes()
+    run = tmp_path / "output-a"
+    assert key_of(demo, run, same) == key_of(demo, run)
+    assert key_of(demo, run, other) != key_of(demo, run)
+    with_examples = [key_of(demo, run, root, num_teachers=1) for root in (same, other)]
+    assert len({key_of(demo, run), *with_examples}) == 3
+
+
+def test_another_hierarchy_of_the_same_name_is_scored_anew(demo: Demo, tmp_path: Path):
+    hierarchy = tmp_path / "hierarchy.yaml"
+    keys = set()
+    for text in ("螺丝连接点: [BBU安装螺丝]\n", "# a comment\n螺丝连接点: [BBU安装螺丝]\n", "螺丝连接点: []\n"):
+        hierarchy.write_text(text)
+        keys.add(key_of(demo, tmp_path / "output-a", f"label_hierarchy_file={hierarchy}"))
+    assert len(keys) == 2
+
+
+def test_settings_that_a_score_depends_on_are_in_the_key_and_others_are_not(demo: Demo, tmp_path: Path):
+    run = tmp_path / "output-a"
+    first = key_of(demo, run)
+    assert key_of(demo, run, "llm_lr=1e-4", "generation_batch_size=1", "run_name=b") == first
+    others = [key_of(demo, run, setting) for setting in ("eval_iou_threshold=0.75", "max_eval_examples=2")]
+    assert len({first, key_of(demo, run, source="head"), *others}) == 4
+
+
+def test_a_comment_anywhere_or_code_that_computes_no_score_scores_nothing_anew(tmp_path: Path):
+    package = Path(shutil.copytree(ROOT / "bbu", tmp_path / "bbu", ignore=shutil.ignore_patterns("__pycache__")))
+    first = computing_code_hash(_SCORE_CODE, package)
+    for name, text in (("jobs/sweep.py", "# why\nx = 1\n"), ("models/qwen.py", "# why\n")):
+        with (package / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+    assert computing_code_hash(_SCORE_CODE, package) == first
+    with (package / "models/qwen.py").open("a", encoding="utf-8") as file:
+        file.write("x = 1\n")
+    assert computing_code_hash(_SCORE_CODE, package) != first
+
+
+def used_files(path: Path, seen: set[Path]) -> Iterator[Path]:
+    """A file of the package and all that it imports, directly or not."""
+    if path in seen or not path.is_file():
+        return
+    seen.add(path)
+    yield path
+    for name in imported_names(path):
+        if name.startswith("bbu."):
+            yield from used_files(ROOT / (name.replace(".", "/") + ".py"), seen)
+
+
+def test_all_code_that_scoring_uses_is_in_the_key_but_for_what_computes_nothing():
+    parts = {path.relative_to(ROOT / "bbu").parts[0] for path in used_files(ROOT / "bbu/inference/scoring.py", set())}
+    assert parts - COMPUTES_NOTHING <= set(_SCORE_CODE)
+
+
+def test_a_run_that_has_not_begun_or_has_no_checkpoint_has_nothing_to_score(tmp_path: Path):
+    run, messages = RunFolder(tmp_path / "output-a").create(), []
+    with pytest.raises(CheckpointError, match=r"not a run folder \(no config\.yaml\)"):
+        checkpoints_to_score(run, messages.append)
+    run.jobs.touch()
+    assert checkpoints_to_score(run, messages.append) == []
+    run.config.touch()
+    assert checkpoints_to_score(run, messages.append) == []
+    assert [message.rpartition(": ")[2] for message in messages] == [
+        "not begun yet, nothing to score", "no checkpoint yet, nothing to score",
+    ]  # fmt: skip
+    for step in (10, 3):
+        run.checkpoint(step).mkdir()
+    assert checkpoints_to_score(run, messages.append) == [run.checkpoint(3), run.checkpoint(10)]
