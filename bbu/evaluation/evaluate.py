@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bbu.errors import DataError
 from bbu.evaluation.detection import (
@@ -26,6 +27,9 @@ from bbu.evaluation.predictions import Prediction
 from bbu.labels import LabelScheme
 from bbu.schema import View
 
+_AP_MODES = ("class_agnostic", "class_aware")
+"""The ways to compare labels that get an average precision."""
+
 
 def evaluate_predictions(
     views: Sequence[View],
@@ -38,31 +42,28 @@ def evaluate_predictions(
     seed: int = 0,
     min_score: float = 0.0,
 ) -> Metrics:
-    """Compute every metric of one dataset.
+    """Compute every metric of one dataset; an image of the ground truth without a prediction counts as missed.
 
     Args:
-        views: the ground truth. Every image of it counts, whatever became of its prediction.
-        predictions: at most one for each image.
+        views: the ground truth.
+        predictions: one for each image, or none.
         scheme: how descriptions are read.
         iou: overlap from which a box counts as found in the headline and in the scores of labels.
-        resamples: samples of the bootstrap; 0 gives no intervals.
+        resamples, seed: of the bootstrap; 0 resamples give no intervals.
         level: confidence of the intervals, 0 to 1.
-        seed: of the bootstrap.
         min_score: predictions with a lower score count for average precision alone.
 
     Raises:
-        DataError: the predictions do not belong to this ground truth, or there is no image to score.
+        DataError: there is no image to score, or the predictions belong to another ground truth.
     """
     if not views:
         raise DataError("nothing to evaluate: the ground truth has no image; check val_file")
     source = score_source(predictions)
-    pairs = pair_up(views, predictions)
-    if source is None:
-        pairs = [Pairing(p.truth, p.predicted) for p in pairs]
+    pairs = pair_up(views, predictions if source else _without_scores(predictions))
     certain = [drop_uncertain(pair, min_score) for pair in pairs]
     class_of = {name: class_by_levels(scheme, levels) for name, levels in AGREEING_LEVELS.items()}
-    counts = {name: count_matches(certain, class_of[name]) for name in AGREEING_LEVELS}
-    precisions = {n: average_precision(pairs, class_of[n]) for n in ("class_agnostic", "class_aware") if source}
+    counts = {name: count_matches(certain, classes) for name, classes in class_of.items()}
+    precisions = {n: average_precision(pairs, class_of[n]) for n in _AP_MODES if source}
     return Metrics(
         headline=headline_scores(counts["class_aware"], iou),
         detection={name: summarise(c) for name, c in counts.items()},
@@ -72,6 +73,10 @@ def evaluate_predictions(
         images=_count_images(views, predictions, certain),
         labels=score_labels(matched_pairs(certain, iou), scheme),
     )
+
+
+def _without_scores(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return [replace(prediction, scores=()) for prediction in predictions]
 
 
 def _count_images(views: Sequence[View], predictions: Sequence[Prediction], certain: Sequence[Pairing]) -> ImageCounts:

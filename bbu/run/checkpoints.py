@@ -111,7 +111,7 @@ def publishing(
     ranks.barrier()
     yield staged
     ranks.barrier()  # all have written
-    sync_tree(staged)  # by every rank: dirty pages live on the node that wrote them
+    _sync_tree(staged)  # by every rank: dirty pages live on the node that wrote them
     ranks.barrier()
     if ranks.rank == 0:
         _seal(staged, step, ranks.world_size, config_hash, image_digest)
@@ -145,17 +145,17 @@ def verify(folder: Path) -> Manifest:
 
 
 def verify_sizes(folder: Path) -> Manifest:
-    """The part of `verify` that costs no reading: manifest, names, sizes."""
+    """Check a checkpoint's manifest, file names and sizes, without reading its files. Raises CheckpointError."""
     manifest = Manifest.load(folder)
     if folder.name != checkpoint_name(manifest.step):
         raise CheckpointError(f"{folder}: its manifest says step {manifest.step}; the folder was renamed or mixed up")
-    found = _sizes(folder)
-    for name in sorted(found.keys() ^ manifest.files.keys()):
+    sizes = _sizes(folder)
+    for name in sorted(sizes.keys() ^ manifest.files.keys()):
         kind = "is missing" if name in manifest.files else "is not in the manifest"
         raise CheckpointError(f"{folder}: {name} {kind}; use another checkpoint")
     for name, entry in manifest.files.items():
-        if found[name] != entry.size:
-            raise CheckpointError(f"{folder}: {name} has {found[name]} bytes instead of {entry.size}; use another one")
+        if sizes[name] != entry.size:
+            raise CheckpointError(f"{folder}: {name} has {sizes[name]} bytes instead of {entry.size}; use another one")
     return manifest
 
 
@@ -200,7 +200,7 @@ def clean_leftovers(run: RunFolder) -> list[Path]:
     return leftovers
 
 
-def sync_tree(folder: Path) -> None:
+def _sync_tree(folder: Path) -> None:
     """fsync every file and folder below and including `folder`."""
     for name in _sizes(folder):
         descriptor = os.open(folder / name, os.O_RDONLY)

@@ -201,7 +201,7 @@ def test_all_ranks_write_one_checkpoint_and_leave_only_when_it_is_published(run:
     assert {f"rng_state_{rank}.pth" for rank in range(4)} <= manifest.files.keys()
 
 
-@pytest.mark.parametrize("stage", ["writing", "sync_tree", "_seal", "write_atomic", "_publish"])
+@pytest.mark.parametrize("stage", ["writing", "_sync_tree", "_seal", "write_atomic", "_publish"])
 def test_a_process_killed_in_the_middle_of_a_save_leaves_the_former_checkpoint(run: RunFolder, stage: str):
     save(run, 10)
     argv = [sys.executable, "-m", "tests.run.killed_save", str(run.root), stage]
