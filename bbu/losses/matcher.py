@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from bbu.boxes import pairwise_iou_and_giou, to_corners
 from bbu.config.domains import DetectionConfig
 
-WORST = 1e6
+_WORST_COST = 1e6
 """Cost of a pair whose cost is not a finite number."""
 
 
@@ -54,10 +54,10 @@ class HungarianMatcher:
         A sample with more targets than valid queries gives every valid query one, at the least total cost.
         """
         counts = [len(t) for t in targets]
-        rows = np.zeros((4, 0), dtype=np.int64)
+        pairs = np.zeros((4, 0), dtype=np.int64)
         if max(counts, default=0):
-            rows = assign(self._costs(boxes, logits, valid, targets).cpu().numpy(), counts)  # the one wait
-        return Matches(*torch.from_numpy(rows).to(boxes.device, non_blocking=True), layers=len(boxes))
+            pairs = _assign_targets(self._costs(boxes, logits, valid, targets).cpu().numpy(), counts)  # the one wait
+        return Matches(*torch.from_numpy(pairs).to(boxes.device, non_blocking=True), layers=len(boxes))
 
     def _costs(
         self, boxes: torch.Tensor, logits: torch.Tensor, valid: torch.Tensor, targets: Sequence[torch.Tensor]
@@ -73,11 +73,11 @@ class HungarianMatcher:
         cost = self._box * distance - self._giou * giou + self._object * (positive - negative)[..., None]
         # A NaN must not end this rank here and leave the others waiting: the losses will be NaN too, and the step
         # is refused by all ranks together.
-        cost = cost.nan_to_num(nan=WORST, posinf=WORST, neginf=WORST)
+        cost = cost.nan_to_num(nan=_WORST_COST, posinf=_WORST_COST, neginf=_WORST_COST)
         return cost.masked_fill(~valid[None, :, :, None], float("inf"))
 
 
-def assign(costs: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+def _assign_targets(costs: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     """[L, B, Q, N] and B numbers of targets -> [4, R] int64: layer, sample, query, target, layer after layer."""
     offsets = np.cumsum([0, *counts])
     usable = [np.flatnonzero(np.isfinite(of_sample[:, 0])) for of_sample in costs[-1]]

@@ -1,11 +1,11 @@
-"""Attention beside what transformers brings: varlen kernels, the vision tower's windows at once, and what is safe.
+"""Attention that transformers does not bring: the varlen kernel, all vision windows in one call, and a safety check.
 
-Packed samples stay apart only if the attention knows where each begins. transformers 5.23 reads that from row 0 of
-four-row position_ids, if there is neither an attention_mask nor a cache: sdpa and eager get a block mask, flash
-attention the boundaries, and so does `varlen` here.
+Samples packed into one row stay apart only if the attention knows where each one begins. transformers 5.23 reads this
+from row 0 of position_ids with four rows, provided that there is neither an attention_mask nor a cache. From it, sdpa
+and eager get a block mask, flash attention gets the bounds of the samples, and so does `varlen` here.
 
-Shapes: B rows, S tokens of a row, T = B * S, H heads, G heads of keys and values, D width of a head, N segments,
-P patches, C width of the vision tower.
+Shapes: B rows, S tokens in a row, T = B * S tokens, H heads, G heads of keys and values, D width of a head,
+N segments, P patches, C width of the vision tower.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import torch
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface, Qwen2_5_VLForConditionalGeneration
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLVisionAttention,
     apply_rotary_pos_emb_vision,
     eager_attention_forward,
@@ -34,17 +35,25 @@ from bbu.config.domains import Attention, CollatorType
 from bbu.errors import ConfigError
 
 VARLEN = "varlen"
-FLASH = "flash_attention_2"
-KEEPS_SAMPLES_APART = ("sdpa", "eager", FLASH, VARLEN)
-"""Attention of the language model that tells packed samples apart by their position_ids."""
-CAUSAL, EVERYTHING = (-1, 0), (-1, -1)
-"""Window sizes (left, right) as flash attention counts them; -1 has no limit."""
+"""The name under which the varlen kernel is registered, and the value of attn_implementation that selects it."""
+_FLASH = "flash_attention_2"
+_LOOPED = ("sdpa", "eager")
+"""Implementations that the stock vision attention calls once for each window."""
+_KEEPS_SAMPLES_APART = ("sdpa", "eager", _FLASH, VARLEN)
+"""Implementations that keep packed samples of the language model apart by their position_ids."""
+_CAUSAL, _EVERYTHING = (-1, 0), (-1, -1)
+"""Window sizes (left, right) in tokens, as flash attention counts them; -1 sets no limit."""
 
 
-class VarlenKernel(Protocol):
-    """What `torch.nn.attention.varlen.varlen_attn` takes and gives.
+class _VarlenKernel(Protocol):
+    """The signature of `torch.nn.attention.varlen.varlen_attn`.
 
-    query: [T, H, D]; key, value: [T, G, D]; cu_seq: [N+1] int32; max: the longest segment or more -> [T, H, D].
+    Shapes:
+        query: [T, H, D]
+        key, value: [T, G, D]
+        cu_seq_q, cu_seq_k: [N+1] int32, cumulative lengths of the segments
+        result: [T, H, D]
+        (T tokens, H heads, G heads of keys and values, D width of a head, N segments)
     """
 
     def __call__(
@@ -64,17 +73,17 @@ class VarlenKernel(Protocol):
 
 
 @dataclass(frozen=True)
-class Segments:
-    """Runs of tokens that see only themselves: what varlen attention is given in the place of a mask."""
+class _Segments:
+    """Runs of tokens that see only themselves; the varlen kernel takes them in place of a mask."""
 
     bounds: torch.Tensor
-    """[N+1] int32, where each begins, and the end of the last"""
+    """[N+1] int32: the first token of each of N segments, then the end of the last segment."""
     longest: int
-    """Tokens of the longest one, or more"""
+    """Length of the longest segment in tokens, or an upper bound of it."""
 
     @classmethod
-    def of(cls, starts: torch.Tensor) -> Segments:
-        """starts: [T] bool, True at the first token of each segment."""
+    def from_starts(cls, starts: torch.Tensor) -> _Segments:
+        """starts: [T] bool, True at the first token of each segment (T tokens)."""
         bounds = pad(starts.nonzero().flatten(), (0, 1), value=len(starts)).to(torch.int32)
         return cls(bounds, int(bounds.diff().max()))
 
@@ -82,13 +91,17 @@ class Segments:
 # --- varlen ---
 
 
-def register_varlen(kernel: VarlenKernel = varlen_attn) -> None:
-    """Make `varlen` a name of an attention; before the model is loaded. A kernel already registered is replaced."""
-    AttentionInterface.register(VARLEN, partial(varlen_attention, kernel=kernel))
-    AttentionMaskInterface.register(VARLEN, varlen_mask)
+def register_varlen(kernel: _VarlenKernel = varlen_attn) -> None:
+    """Register `varlen` as an attention implementation of transformers. Call it before the model is loaded.
+
+    Args:
+        kernel: computes the attention; it replaces a kernel that is registered already.
+    """
+    AttentionInterface.register(VARLEN, partial(_varlen_attention, kernel=kernel))
+    AttentionMaskInterface.register(VARLEN, _varlen_mask)
 
 
-def varlen_mask(
+def _varlen_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -96,58 +109,72 @@ def varlen_mask(
     attention_mask: torch.Tensor | None = None,
     device: torch.device | str = "cpu",
     **more: Any,
-) -> Segments | torch.Tensor | None:
-    """Segments instead of a mask, found once for all layers. With a cache, while generating, sdpa's own mask.
+) -> _Segments | torch.Tensor | None:
+    """Return the segments of a batch in place of a mask; transformers calls this once for all layers.
 
-    attention_mask: [B, S] bool; a run of padding is a segment of its own.
+    Args:
+        mask_function: transformers' rule (batch, head, query index, key index) -> bool: may the query see the key?
+        attention_mask: [B, S] bool, True at real tokens (B rows, S tokens); None where no token is padding.
     """
+    # With a cache, while generating, there are more keys than queries; the kernel's segments do not describe that.
     if q_length != kv_length:
         return sdpa_mask(
             batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask,
             device=device, **more,
         )  # fmt: skip
+    # The mask function knows where packed samples begin: a token that may not see its predecessor starts a segment.
+    # The rule is the same for every head, so head 0 is asked.
     token = torch.arange(1, q_length, device=device)
     row = torch.arange(batch_size, device=device)[:, None]
-    # The mask function knows the packed samples. A token that does not see the one before it begins a segment.
     joined = mask_function(row, torch.zeros_like(row), token, token - 1).expand(batch_size, -1)
+    # A change between real tokens and padding starts a segment too, so that real tokens never see padding.
     if attention_mask is not None:
         joined = joined & (attention_mask[:, 1:] == attention_mask[:, :-1])
-    return Segments.of(pad(~joined, (1, 0), value=True).flatten())
+    # The first token of every row starts a segment; then the rows are laid end to end, as the kernel wants them.
+    return _Segments.from_starts(pad(~joined, (1, 0), value=True).flatten())
 
 
-def varlen_attention(
+def _varlen_attention(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: Segments | torch.Tensor | None,
+    attention_mask: _Segments | torch.Tensor | None,
     *,
-    kernel: VarlenKernel,
+    kernel: _VarlenKernel,
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls it: [B, H, S, D] and twice [B, G, S, D] -> [B, S, H, D]. Without segments it is sdpa."""
-    if not isinstance(attention_mask, Segments):
+    """Compute attention with the varlen kernel; without segments (while generating) it is sdpa.
+
+    Shapes:
+        query: [B, H, S, D]
+        key, value: [B, G, S, D]
+        result: [B, S, H, D], and None in place of attention weights
+        (B rows, H heads, G heads of keys and values, S tokens in a row, D width of a head)
+    """
+    if not isinstance(attention_mask, _Segments):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **more
         )
     assert dropout == 0, "the varlen kernel has no dropout"
     causal = module.is_causal if is_causal is None else is_causal
-    window = (sliding_window - 1, 0) if causal and sliding_window else CAUSAL if causal else EVERYTHING
+    # transformers counts the token itself into the sliding window, the kernel counts the tokens to its left only.
+    window = (sliding_window - 1, 0) if causal and sliding_window else _CAUSAL if causal else _EVERYTHING
     bounds, longest = attention_mask.bounds, attention_mask.longest
-    rows, shared = len(query), query.shape[1] != key.shape[1]
-    query, key, value = (_for_kernel(states.transpose(1, 2).flatten(0, 1)) for states in (query, key, value))
+    rows, grouped = len(query), query.shape[1] != key.shape[1]
+    query, key, value = (_in_autocast_dtype(states.transpose(1, 2).flatten(0, 1)) for states in (query, key, value))
     mixed = kernel(
-        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window, enable_gqa=shared
+        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window, enable_gqa=grouped
     )
     return mixed.unflatten(0, (rows, -1)), None
 
 
-def _for_kernel(states: torch.Tensor) -> torch.Tensor:
-    """Under autocast rotary embeddings leave float32 behind, which the kernel does not take."""
+def _in_autocast_dtype(states: torch.Tensor) -> torch.Tensor:
+    """Cast to autocast's dtype: rotary embeddings leave float32 behind, which the kernel does not take."""
     kind = states.device.type
     if states.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         return states.to(torch.get_autocast_dtype(kind))
@@ -157,15 +184,34 @@ def _for_kernel(states: torch.Tensor) -> torch.Tensor:
 # --- the vision tower's windows ---
 
 
-LOOPED = ("sdpa", "eager")
-"""Implementations that transformers calls once for each window."""
+def use_windowed_attention(visual: Qwen2_5_VisionTransformerPretrainedModel) -> None:
+    """Let each layer of a new vision tower attend to all its windows at once. Call it before weights are loaded.
 
+    Most layers of Qwen2.5-VL's vision tower attend within windows of 112 pixels (arXiv:2502.13923, section 2.1.1).
+    The stock attention hands all windows of a layer to flash attention, but calls every other implementation once for
+    each window. Names and values of the parameters stay the same, and so do the results.
 
-class WindowedAttention(Qwen2_5_VLVisionAttention):
-    """The stock attention of the vision tower, which hands all windows of a layer on at once.
-
-    transformers gives only implementations of flash attention all windows; for others it loops over them.
+    Args:
+        visual: a vision tower whose `config` names its attention implementation.
     """
+    name = visual.config._attn_implementation
+    if name not in (VARLEN, *_LOOPED):
+        return
+    attention = _VarlenWindows if name == VARLEN else _BatchedWindows
+    for block in visual.blocks:
+        stock: Any = block.attn
+        block.attn = attention(stock)
+    if name == VARLEN:
+        visual.register_forward_pre_hook(_state_longest_segments, with_kwargs=True)
+
+
+class _WindowedAttention(Qwen2_5_VLVisionAttention):
+    """The stock attention of the vision tower, with one call for all windows of a layer."""
+
+    def __init__(self, stock: Qwen2_5_VLVisionAttention) -> None:
+        """stock: the attention to replace, whose parameters this one takes over."""
+        super().__init__(stock.config)
+        self.qkv, self.proj = stock.qkv, stock.proj
 
     def forward(
         self,
@@ -175,7 +221,13 @@ class WindowedAttention(Qwen2_5_VLVisionAttention):
         max_seqlen: int | None = None,
         **more: Any,
     ) -> torch.Tensor:
-        """[P, C] -> [P, C]; cu_seqlens: [N+1] int32, bounds of windows or images."""
+        """Attend within each window, or within each image in the layers with full attention.
+
+        Shapes:
+            hidden_states, result: [P, C]
+            cu_seqlens: [N+1] int32, bounds of the windows or images in patches
+            (P patches, C width of the vision tower, N windows or images)
+        """
         assert position_embeddings is not None
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
@@ -184,66 +236,56 @@ class WindowedAttention(Qwen2_5_VLVisionAttention):
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
     ) -> torch.Tensor:
-        """Three times [P, H, D] -> [P, H, D]."""
+        """query, key, value, result: [P, H, D]; bounds: [N+1] (P patches, H heads, D width of a head, N windows)."""
         raise NotImplementedError
 
-    def _call(self, *states: torch.Tensor, mask: Segments | None) -> torch.Tensor:
-        """The configured attention on three times [B, S, H, D] -> [B, S, H, D]."""
+    def _call(self, *states: torch.Tensor, mask: _Segments | None) -> torch.Tensor:
+        """Call the configured attention. states (query, key, value) and result: [B, S, H, D] (B windows, S patches)."""
         name: Any = self.config._attn_implementation
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         heads_first = (part.transpose(1, 2) for part in states)
         return interface(self, *heads_first, attention_mask=mask, scaling=self.scaling, is_causal=False)[0]
 
 
-class VarlenWindows(WindowedAttention):
+class _VarlenWindows(_WindowedAttention):
     """All windows in one call of the varlen kernel."""
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
     ) -> torch.Tensor:
-        segments = Segments(bounds, int(bounds.diff().max()) if longest is None else longest)
+        segments = _Segments(bounds, int(bounds.diff().max()) if longest is None else longest)
         return self._call(query[None], key[None], value[None], mask=segments)[0]
 
 
-class BatchedWindows(WindowedAttention):
-    """Windows of like size in one call; an image has at most four sizes, whatever it measures."""
+class _BatchedWindows(_WindowedAttention):
+    """Windows of equal size in one call of sdpa or eager.
+
+    Windows have at most four sizes in one image: inner ones, those at the right edge, those at the bottom edge, and
+    the one in the corner.
+    """
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
     ) -> torch.Tensor:
-        """Patches are sorted by the size of their window before, and put back after."""
+        # Sort the patches by the size of their window; a stable sort keeps each window's patches together.
         sizes = bounds.diff()
         order = sizes.repeat_interleave(sizes).argsort(stable=True)
-        sides, counts = (found.tolist() for found in sizes.unique(return_counts=True))
-        shares = [side * count for side, count in zip(sides, counts, strict=True)]
-        parts = zip(*(states[order].split(shares) for states in (query, key, value)), strict=True)
+        lengths, counts = (values.tolist() for values in sizes.unique(return_counts=True))
+        patches = [length * count for length, count in zip(lengths, counts, strict=True)]
+        # One call for each size, with the windows as the batch.
+        parts = zip(*(states[order].split(patches) for states in (query, key, value)), strict=True)
         mixed = [
-            self._call(*(states.unflatten(0, (-1, side)) for states in part), mask=None).flatten(0, 1)
-            for side, part in zip(sides, parts, strict=True)
+            self._call(*(states.unflatten(0, (-1, length)) for states in part), mask=None).flatten(0, 1)
+            for length, part in zip(lengths, parts, strict=True)
         ]
+        # Restore the order of the patches.
         return torch.cat(mixed)[order.argsort()]
 
 
-def use_varlen_vision(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Give the varlen kernel all windows of a layer in one call; the vision tower must be loaded with `varlen`."""
-    _install(model, VarlenWindows)
-    model.model.visual.register_forward_pre_hook(_name_longest, with_kwargs=True)
-
-
-def use_batched_windows(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Let `sdpa` or `eager` take windows of like size together instead of one by one; same results."""
-    _install(model, BatchedWindows)
-
-
-def _install(model: Qwen2_5_VLForConditionalGeneration, kind: type[WindowedAttention]) -> None:
-    for block in model.model.visual.blocks:
-        attention: Any = block.attn
-        assert isinstance(attention, Qwen2_5_VLVisionAttention)
-        attention.__class__ = kind  # same parameters under the same names, another forward
-
-
-def _name_longest(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Tell the layers their longest segment: each would have to ask the device for it."""
+def _state_longest_segments(
+    visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pass the longest window and image (in patches) to all layers; each would otherwise wait for the device."""
     grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
     side = visual.window_size // visual.patch_size
     longest = {"max_seqlen": int(grid[:, 1:].prod(-1).max()), "max_window_seqlen": side * side}
@@ -261,14 +303,22 @@ def check_packing_is_safe(
     *,
     autocast_dtype: torch.dtype | None = None,
 ) -> None:
-    """Refuse, with a ConfigError that tells all findings, what would mix packed samples or cannot run here.
+    """Refuse an attention that would mix packed samples, or that cannot run on this machine.
 
-    model: a Qwen2.5-VL. autocast_dtype: what its layers compute in, None for the dtype of its weights.
+    Args:
+        model: a Qwen2.5-VL.
+        attn_implementation: attention of the language model.
+        vision_attn_implementation: attention of the vision tower.
+        collator_type: packed or standard.
+        autocast_dtype: what the layers compute in; None for the dtype of the weights.
+
+    Raises:
+        ConfigError: lists all findings at once.
     """
     dtype = autocast_dtype or next(model.parameters()).dtype
-    findings = _leaks(model, attn_implementation) if collator_type == "packed" else []
-    chosen = (("attn_implementation", attn_implementation), ("vision_attn_implementation", vision_attn_implementation))
-    for key, name in chosen:
+    findings = _packing_leaks(model, attn_implementation) if collator_type == "packed" else []
+    keys = (("attn_implementation", attn_implementation), ("vision_attn_implementation", vision_attn_implementation))
+    for key, name in keys:
         findings += [f"{key} {name}: {problem}" for problem in _obstacles(name, dtype)]
     config: Any = model.config
     if attn_implementation == VARLEN and config.get_text_config().attention_dropout > 0:
@@ -279,7 +329,8 @@ def check_packing_is_safe(
         raise ConfigError(*findings)
 
 
-def _leaks(model: nn.Module, attn_implementation: str) -> list[str]:
+def _packing_leaks(model: nn.Module, attn_implementation: str) -> list[str]:
+    """Why packed samples would see each other."""
     config: Any = model.config
     findings = []
     for where, part in (("config", config), ("text_config", config.get_text_config())):
@@ -288,23 +339,23 @@ def _leaks(model: nn.Module, attn_implementation: str) -> list[str]:
                 f"collator_type packed: use_cache is true in the model's {where}, with which packed samples see each "
                 "other; set it to false before training"
             )
-    if attn_implementation not in KEEPS_SAMPLES_APART:
+    if attn_implementation not in _KEEPS_SAMPLES_APART:
         findings.append(
             f"attn_implementation {attn_implementation}: lets packed samples see each other; use one of "
-            f"{', '.join(KEEPS_SAMPLES_APART)} or collator_type standard"
+            f"{', '.join(_KEEPS_SAMPLES_APART)} or collator_type standard"
         )
     return findings
 
 
 def _obstacles(name: str, dtype: torch.dtype) -> list[str]:
     """Why an attention cannot run on this machine in this dtype."""
-    if name == FLASH and not is_flash_attn_2_available():
+    if name == _FLASH and not is_flash_attn_2_available():
         return ["the package flash_attn is not installed or there is no GPU; install it or use varlen or sdpa"]
-    if name not in (FLASH, VARLEN):
+    if name not in (_FLASH, VARLEN):
         return []
-    found = []
+    findings = []
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
-        found.append("needs a CUDA device of compute capability 8.0 or more (A100 and newer); use sdpa")
+        findings.append("needs a CUDA device of compute capability 8.0 or more (A100 and newer); use sdpa")
     if dtype not in (torch.bfloat16, torch.float16):
-        found.append(f"computes in bfloat16 or float16 only, not {dtype}; set bf16 to true or use sdpa")
-    return found
+        findings.append(f"computes in bfloat16 or float16 only, not {dtype}; set bf16 to true or use sdpa")
+    return findings

@@ -1,9 +1,9 @@
-"""The caption branch: a small causal decoder that words what one query has found.
+"""The caption branch: a small causal decoder that writes the description of the object that one query predicts.
 
-It writes with the language model's own vocabulary: token embeddings come in through an adapter, and its states
-go out to the language model's head, so that a caption may be any text and costs no second vocabulary.
+It uses the language model's vocabulary: token embeddings enter through an adapter, and its states leave through the
+language model's head. So a caption can be any text, and no second vocabulary is trained.
 
-Shapes: M captions, C tokens of a caption, D width of the decoder, H width of the language model, V vocabulary.
+Shapes: M captions, C tokens in a caption, D width of the decoder, V tokens in the vocabulary.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from jaxtyping import Float, Float32, Int64
 from torch import nn
 from torch.nn import functional as F
 
-Cache = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values [M, heads, seen, D/heads] of each layer."""
+_Cache = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of each layer, each [M, heads, tokens so far, D / heads] (M captions, D width of the decoder)."""
 
 
 class CaptionDecoder(nn.Module):
-    """Predicts token t from the query's state and tokens 0..t-1, teacher-forced or one by one with a cache."""
+    """Predicts token t of a caption from the query's state and tokens 0 to t-1.
+
+    In training all tokens are predicted at once from the true ones before them (teacher forcing); in inference one
+    token follows the other, with a cache.
+    """
 
     def __init__(
         self, width: int, language_width: int, *, layers: int, heads: int, ffn: int, dropout: float, max_length: int
@@ -27,7 +31,7 @@ class CaptionDecoder(nn.Module):
         self.max_length = max_length
         self.token_adapter = nn.Linear(language_width, width)
         self.positions = nn.Parameter(torch.empty(max_length, width))
-        self.layers = nn.ModuleList(CaptionLayer(width, heads, ffn, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(_CaptionLayer(width, heads, ffn, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, language_width)
 
@@ -38,11 +42,18 @@ class CaptionDecoder(nn.Module):
         embed: nn.Module,
         language_head: nn.Module,
     ) -> Float[torch.Tensor, "M C V"]:
-        """Logits for captions of C tokens.
+        """Compute the logits of captions of C tokens.
 
-        states: what the queries know. tokens: any id after the end; the last is not read.
+        Args:
+            states: state of the query that each caption belongs to.
+            tokens: the true captions; ids after the end token may be any, and the last token is not read.
+            embed: the language model's token embedding.
+            language_head: the language model's head.
+
+        Shapes: M captions, C tokens in a caption, D width of the decoder, V tokens in the vocabulary.
         """
-        before = self.token_adapter(embed(tokens[:, :-1]).to(states.dtype))  # the right shift
+        # Shift right: the query's state stands before the first token, so position t predicts token t.
+        before = self.token_adapter(embed(tokens[:, :-1]).to(states.dtype))
         hidden, _ = self._run(torch.cat([states[:, None], before], dim=1), None)
         return language_head(self.output(hidden))
 
@@ -50,7 +61,19 @@ class CaptionDecoder(nn.Module):
     def generate(
         self, states: Float[torch.Tensor, "M D"], embed: nn.Module, language_head: nn.Module, end: int
     ) -> tuple[Int64[torch.Tensor, "M C"], Float32[torch.Tensor, " M"]]:
-        """Greedy captions: ids with `end` from their end on, and log-probabilities of the texts."""
+        """Write captions greedily, until every one has ended or `max_length` tokens are written.
+
+        Args:
+            states: state of the query that each caption belongs to.
+            embed: the language model's token embedding.
+            language_head: the language model's head.
+            end: id of the token that ends a caption.
+
+        Returns:
+            The ids, with `end` at and after each caption's end; and each caption's log-probability, the end included.
+
+        Shapes: M captions, C tokens in the longest caption, D width of the decoder.
+        """
         inputs, cache, written = states[:, None], None, []
         log_probability = states.new_zeros(len(states), dtype=torch.float32)
         ended = torch.zeros(len(states), dtype=torch.bool, device=states.device)
@@ -58,6 +81,7 @@ class CaptionDecoder(nn.Module):
             hidden, cache = self._run(inputs, cache)
             scores = language_head(self.output(hidden[:, -1])).float().log_softmax(-1)
             best, token = scores.max(-1)
+            # A caption that has ended repeats the end token, which does not count.
             token = torch.where(ended, end, token)
             log_probability += torch.where(ended, 0.0, best)
             written.append(token)
@@ -67,18 +91,19 @@ class CaptionDecoder(nn.Module):
             inputs = self.token_adapter(embed(token[:, None]).to(states.dtype))
         return torch.stack(written, dim=1), log_probability
 
-    def _run(self, inputs: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, Cache]:
+    def _run(self, inputs: torch.Tensor, cache: _Cache | None) -> tuple[torch.Tensor, _Cache]:
+        """Run all layers on inputs [M, C, D], which follow the tokens in the cache; return states and the new cache."""
         seen = cache[0][0].shape[2] if cache else 0
         hidden = inputs + self.positions[seen : seen + inputs.shape[1]]
-        kept: Cache = []
+        new_cache: _Cache = []
         for index, layer in enumerate(self.layers):
             hidden, pair = layer(hidden, cache[index] if cache else None)
-            kept.append(pair)
-        return self.norm(hidden), kept
+            new_cache.append(pair)
+        return self.norm(hidden), new_cache
 
 
-class CaptionLayer(nn.Module):
-    """Causal self-attention and a feed-forward block, normalised before each."""
+class _CaptionLayer(nn.Module):
+    """Causal self-attention and a feed-forward block, each with layer normalisation before it."""
 
     def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
         super().__init__()
@@ -90,10 +115,11 @@ class CaptionLayer(nn.Module):
     def forward(
         self, hidden: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor] | None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """[M, C, D] -> [M, C, D]; with a cache C is 1, and the new keys and values join those given."""
+        """hidden, result: [M, C, D]; with a cache C is 1. The new keys and values follow those of the cache."""
         query, key, value = (self._split(part) for part in self.qkv(self.norm_attention(hidden)).chunk(3, dim=-1))
         if cache is not None:
             key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
+        # One token with a cache may see all keys; without a cache each token sees itself and those before it.
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=cache is None)
         hidden = hidden + self.out(mixed.transpose(1, 2).flatten(2))

@@ -1,16 +1,20 @@
-"""The detection head: a DETR decoder on the student image's own patches and the words of the prompt.
+"""The detection head: a DETR decoder that sees the student image's own patches and the words of the prompt.
 
-What it sees decides what it can learn, so it is kept narrow: the vision tower's patches of one image (which no
-other image reaches) and the embeddings of the instruction's tokens. The language model's deeper states would
-carry teachers, and at later positions the answer with its boxes.
+What the head sees decides what it can learn, so it sees little: the vision tower's patches of one image (which no
+other image influences) and the embeddings of the instruction's tokens. The language model's deeper states contain the
+teachers and, at later positions, the answer with its boxes.
 
-Built from published parts: queries proposed by the image itself and boxes refined layer by layer (Zhu et al.,
-Deformable DETR, arXiv:2010.04159), queries placed by their boxes (Liu et al., DAB-DETR, arXiv:2201.12329),
-attention biased by where a patch lies relative to the query's box, which lets a plain single-scale ViT do without
-a pyramid (Lin et al., arXiv:2308.01904), denoising queries (Zhang et al., DINO, arXiv:2203.03605).
+It is built from published parts:
+- the image proposes the queries, and each layer refines the boxes (Deformable DETR, arXiv:2010.04159, two-stage with
+  iterative box refinement);
+- the query's box is its positional embedding (DAB-DETR, arXiv:2201.12329);
+- attention has a bias that depends on where a patch lies relative to the query's box, so that a plain ViT needs no
+  feature pyramid (Lin et al., arXiv:2308.01904);
+- denoising queries (DINO, arXiv:2203.03605).
 
-Shapes: N samples, P patches, T prompt tokens, Q queries, D width of the head, L layers. Boxes are cxcywh in 0..1 of
-the student image.
+Shapes: N samples, P patches of the largest image, T prompt tokens, M = P or P + T keys, Q queries, K denoising queries,
+C width of the vision tower, H width of the language model, D width of the head, L decoder layers. Boxes are cxcywh in
+0..1 of the student image.
 """
 
 from __future__ import annotations
@@ -29,30 +33,50 @@ from bbu.config.domains import DetectionConfig
 from bbu.models.caption_decoder import CaptionDecoder
 from bbu.models.denoising import Denoising
 
-EPSILON = 1e-5
-TEMPERATURE = 20.0
-"""Of the sine embeddings: coordinates lie in 0..1, for which the usual 10,000 would be far too smooth (DAB-DETR)."""
+_EPSILON = 1e-5
+"""Boxes are moved this far from 0 and 1 before the logit, as in Deformable DETR's inverse_sigmoid."""
+_TEMPERATURE = 20.0
+"""Temperature of the sine embedding, as in DAB-DETR: for coordinates in 0..1 the usual 10,000 is far too smooth."""
+_ANCHOR_SCALE = 3
+"""Side of a proposal's first box, in patches."""
+_MASKED_SCORE = -1e4
+"""Objectness logit of padding: below every real score, and still finite, so that gradients stay finite."""
+_DISTANCE_SCALE = 16
+"""Edge distances are counted in sixteenths of the image, where the log scale changes from linear to logarithmic."""
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """The shape of a head; travels in the checkpoint's config.json, so that its weights find their place again."""
+    """The shape of a head. A checkpoint's config.json holds it, because the head is built before its weights load."""
 
     queries: int
+    """Queries per image."""
     width: int
+    """Width of the decoder."""
     layers: int
+    """Decoder layers."""
     heads: int
+    """Attention heads of decoder and caption branch."""
     ffn: int
+    """Width of the feed-forward blocks."""
     dropout: float
+    """Dropout of the decoder."""
     adapter_width: int
+    """Hidden width of the input adapters."""
     language_memory: bool
+    """Whether the queries see the words of the prompt."""
     caption_layers: int
+    """Layers of the caption branch."""
     caption_dropout: float
+    """Dropout of the caption branch."""
     caption_length: int
+    """Longest caption in tokens, the end token included."""
     prior: float
+    """Probability of an object that a new head predicts for every query."""
 
     @classmethod
-    def of(cls, config: DetectionConfig) -> HeadSpec:
+    def from_config(cls, config: DetectionConfig) -> HeadSpec:
+        """The spec that a config describes."""
         return cls(
             queries=config.detection_num_queries,
             width=config.detection_hidden_dim,
@@ -69,44 +93,60 @@ class HeadSpec:
         )
 
     def as_dict(self) -> dict[str, Any]:
+        """The spec as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What the queries may look at. A patch's row and column index the axes' centres."""
+    """What the queries of N samples may attend to.
+
+    P patches of the largest image, T prompt tokens, C width of the vision tower, H width of the language model.
+    """
 
     patches: Float[torch.Tensor, "N P C"]
-    """states of the vision tower, padded"""
+    """Last states of the vision tower, padded."""
     patch_mask: Bool[torch.Tensor, "N P"]
-    """True at real patches"""
+    """True at real patches."""
     rows: Int[torch.Tensor, "N P"]
+    """Row of each patch in its image's grid."""
     columns: Int[torch.Tensor, "N P"]
+    """Column of each patch in its image's grid."""
     grid: Int[torch.Tensor, "N 2"]
-    """rows and columns of each image"""
+    """Numbers of rows and columns of each image, in patches."""
     words: Float[torch.Tensor, "N T H"]
-    """token embeddings of the instruction"""
+    """Token embeddings of the instruction."""
     word_mask: Bool[torch.Tensor, "N T"]
+    """True at real tokens."""
 
     @cached_property
     def centres(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centres of the columns and of the rows; found once for all layers, since a GPU's host waits for them."""
-        return axis_centres(self.grid[:, 1]), axis_centres(self.grid[:, 0])
+        """Centres of the columns, and of the rows, of each image: [N, most columns] and [N, most rows].
+
+        Computed once for all layers, because the host has to wait for the device here.
+        """
+        return _axis_centres(self.grid[:, 1]), _axis_centres(self.grid[:, 0])
 
 
 @dataclass(frozen=True)
 class DetectionOutput:
-    """What the head says: after the proposals and after each decoder layer, the last one last."""
+    """Predictions of the head: those of the proposals first, then those of each of L decoder layers (outputs = L + 1).
+
+    N samples, Q queries, K denoising queries, D width of the head. Boxes are cxcywh in 0..1 of the student image.
+    """
 
     boxes: Float32[torch.Tensor, "outputs N Q 4"]
+    """Boxes of the queries."""
     logits: Float32[torch.Tensor, "outputs N Q"]
-    """objectness"""
+    """Objectness: logit of the probability that the query has an object."""
     valid: Bool[torch.Tensor, "N Q"]
-    """an image with fewer patches than queries leaves some queries empty"""
+    """False at padding: an image with fewer patches than queries has fewer queries."""
     states: Float[torch.Tensor, "N Q D"]
-    """of the last layer, for the captions"""
+    """States of the last layer, which the captions are written from."""
     denoised_boxes: Float32[torch.Tensor, "L N K 4"] | None = None
+    """Boxes of the denoising queries, if there are any."""
     denoised_logits: Float32[torch.Tensor, "L N K"] | None = None
+    """Objectness of the denoising queries, if there are any."""
 
 
 class DetectionHead(nn.Module):
@@ -116,14 +156,14 @@ class DetectionHead(nn.Module):
         super().__init__()
         self.spec = spec
         width = spec.width
-        self.vision_adapter = adapter(vision_width, spec.adapter_width, width)
-        self.language_adapter = adapter(language_width, spec.adapter_width, width) if spec.language_memory else None
-        self.place = mlp(2 * width, width, width)
-        self.proposal_box, self.proposal_score = mlp(width, width, 4), nn.Linear(width, 1)
+        self.vision_adapter = _adapter(vision_width, spec.adapter_width, width)
+        self.language_adapter = _adapter(language_width, spec.adapter_width, width) if spec.language_memory else None
+        self.place = _mlp(2 * width, width, width)
+        self.proposal_box, self.proposal_score = _mlp(width, width, 4), nn.Linear(width, 1)
         self.query, self.denoising_query = nn.Linear(width, width), nn.Parameter(torch.empty(width))
-        self.layers = nn.ModuleList(DecoderLayer(spec) for _ in range(spec.layers))
+        self.layers = nn.ModuleList(_DecoderLayer(spec) for _ in range(spec.layers))
         self.norm = nn.LayerNorm(width)
-        self.box = nn.ModuleList(mlp(width, width, 4) for _ in range(spec.layers))
+        self.box = nn.ModuleList(_mlp(width, width, 4) for _ in range(spec.layers))
         self.objectness = nn.ModuleList(nn.Linear(width, 1) for _ in range(spec.layers))
         self.captions = CaptionDecoder(
             width, language_width, layers=spec.caption_layers, heads=spec.heads, ffn=spec.ffn,
@@ -132,7 +172,7 @@ class DetectionHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh weights; transformers' own way would erase the prior of the objectness."""
+        """Draw new weights; transformers' own initialisation would erase the prior of the objectness."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -141,31 +181,40 @@ class DetectionHead(nn.Module):
                 module.reset_parameters()
         nn.init.normal_(self.denoising_query, std=0.02)
         nn.init.normal_(self.captions.positions, std=0.02)
-        for box in (self.proposal_box, *self.box):  # every layer begins by keeping the box it is given
+        # A new layer returns the box that it is given: its change of the box is zero.
+        for box in (self.proposal_box, *self.box):
             nn.init.zeros_(box.get_submodule("2").get_parameter("weight"))
+        # Every query begins with the prior probability of an object (focal loss, arXiv:1708.02002, section 3.3).
         for score in (self.proposal_score, *self.objectness):
             nn.init.constant_(score.get_parameter("bias"), -math.log((1 - self.spec.prior) / self.spec.prior))
 
     def forward(self, memory: Memory, denoising: Denoising | None = None) -> DetectionOutput:
-        cells = patch_boxes(memory)
-        patches = self.vision_adapter(memory.patches.to(self._dtype)) + self._placed(cells)
+        """Predict boxes, objectness and states of all queries.
+
+        Args:
+            memory: what the queries may attend to.
+            denoising: extra queries of the same samples, in training alone.
+        """
+        cells = _patch_boxes(memory)
+        patches = self.vision_adapter(memory.patches.to(self._dtype)) + self._position_of(cells)
         boxes, logits, queries, valid = self._propose(memory, patches, cells)
         keys, key_mask = self._keys(memory, patches)
+        # The decoder refines the proposals' boxes, but its gradient does not reach them (Deformable DETR).
         start = boxes.detach()
         if denoising is not None:
             start = torch.cat([start, denoising.boxes], dim=1)
             extra = self.denoising_query.expand(len(boxes), denoising.boxes.shape[1], -1)
             queries = torch.cat([queries, extra], dim=1)
-        refined = self._decode(queries, start, memory, keys, key_mask, attention_between(valid, denoising))
+        refined = self._decode(queries, start, memory, keys, key_mask, _self_attention_mask(valid, denoising))
         return self._split(boxes, logits, valid, *refined)
 
     @property
     def _dtype(self) -> torch.dtype:
         return self.query.weight.dtype
 
-    def _placed(self, boxes: Float32[torch.Tensor, "N Q 4"]) -> Float[torch.Tensor, "N Q D"]:
-        """What the place of a box adds to what is there; boxes are float32 also where the weights are not."""
-        return self.place(place_of(boxes, self.spec.width).to(self._dtype))
+    def _position_of(self, boxes: Float32[torch.Tensor, "N Q 4"]) -> Float[torch.Tensor, "N Q D"]:
+        """Positional embedding of boxes; boxes are float32 even where the weights are not."""
+        return self.place(_sine_embedding(boxes, self.spec.width).to(self._dtype))
 
     def _propose(
         self, memory: Memory, patches: Float[torch.Tensor, "N P D"], cells: Float32[torch.Tensor, "N P 4"]
@@ -175,21 +224,31 @@ class DetectionHead(nn.Module):
         Float[torch.Tensor, "N Q D"],
         Bool[torch.Tensor, "N Q"],
     ]:
-        """The patches that look most like objects become queries, each with a box around itself to start from."""
-        anchors = cells * torch.tensor([1, 1, 3, 3], device=patches.device)
-        scores = self.proposal_score(patches).float().squeeze(-1).masked_fill(~memory.patch_mask, -1e4)
+        """Turn the patches with the highest objectness into queries: their boxes, objectness, states and validity.
+
+        The two-stage scheme of Deformable DETR (arXiv:2010.04159, section 4.2), with the query's state taken from its
+        patch.
+        """
+        # Score every patch. Padding never comes before a real patch.
+        scores = self.proposal_score(patches).float().squeeze(-1).masked_fill(~memory.patch_mask, _MASKED_SCORE)
+        # An image may have fewer patches than there are queries: add scores of no patch, so that topk has enough.
         missing = max(0, self.spec.queries - scores.shape[1])
-        scores = F.pad(scores, (0, missing), value=-1e4)
+        scores = F.pad(scores, (0, missing), value=_MASKED_SCORE)
         logits, chosen = scores.topk(self.spec.queries, dim=1)
-        take = chosen.clamp(max=patches.shape[1] - 1)[..., None]
-        picked = patches.gather(1, take.expand(-1, -1, patches.shape[-1]))
-        anchor = anchors.gather(1, take.expand(-1, -1, 4))
-        boxes = shift(anchor, self.proposal_box(picked))
+        # Those that are no patch read the last one instead; `valid` marks them, so that nothing uses what they read.
         valid = F.pad(memory.patch_mask, (0, missing), value=False).gather(1, chosen)
-        return boxes, logits, self.query(picked), valid
+        index = chosen.clamp(max=patches.shape[1] - 1)[..., None]
+        states = patches.gather(1, index.expand(-1, -1, patches.shape[-1]))
+        # Each query starts from a box of three patches around its own, which the head then moves.
+        anchors = cells * torch.tensor([1, 1, _ANCHOR_SCALE, _ANCHOR_SCALE], device=patches.device)
+        boxes = _refined_boxes(anchors.gather(1, index.expand(-1, -1, 4)), self.proposal_box(states))
+        return boxes, logits, self.query(states), valid
 
     def _keys(self, memory: Memory, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches and, where they are used, words: [N, P (+ T), D] and their mask."""
+        """Patches followed by the prompt's words, if the head uses them: [N, M, D] and their mask [N, M].
+
+        N samples, M = P patches (+ T words), D width of the head.
+        """
         if self.language_adapter is None:
             return patches, memory.patch_mask
         words = self.language_adapter(memory.words.to(self._dtype))
@@ -202,15 +261,19 @@ class DetectionHead(nn.Module):
         memory: Memory,
         keys: torch.Tensor,
         key_mask: torch.Tensor,
-        own: torch.Tensor,
+        self_mask: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Layer by layer; a layer's box is refined from the one before, whose gradient ends there."""
+        """Run all layers: boxes [L, N, Q, 4], objectness [L, N, Q] and the last states [N, Q, D].
+
+        Each layer refines the boxes of the layer before, without sending it a gradient (Deformable DETR). L layers,
+        N samples, Q queries (denoising ones included), D width of the head.
+        """
         all_boxes, all_logits = [], []
         states = queries
         for layer, box, objectness in zip(self.layers, self.box, self.objectness, strict=True):
-            queries = layer(queries, self._placed(boxes), boxes, own, memory, keys, key_mask)
+            queries = layer(queries, self._position_of(boxes), boxes, self_mask, memory, keys, key_mask)
             states = self.norm(queries)
-            refined = shift(boxes, box(states))
+            refined = _refined_boxes(boxes, box(states))
             all_boxes.append(refined)
             all_logits.append(objectness(states).float().squeeze(-1))
             boxes = refined.detach()
@@ -225,7 +288,7 @@ class DetectionHead(nn.Module):
         logits: torch.Tensor,
         states: torch.Tensor,
     ) -> DetectionOutput:
-        """Matching queries to the one side, denoising ones to the other."""
+        """Separate the matching queries, which come first, from the denoising queries."""
         count = valid.shape[1]
         denoised = boxes.shape[2] > count
         return DetectionOutput(
@@ -238,8 +301,8 @@ class DetectionHead(nn.Module):
         )
 
 
-class DecoderLayer(nn.Module):
-    """Self-attention among queries, attention to the memory, feed-forward; normalised before each."""
+class _DecoderLayer(nn.Module):
+    """Self-attention, attention to the memory and feed-forward, each with layer normalisation before it."""
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
@@ -247,7 +310,7 @@ class DecoderLayer(nn.Module):
         self.norm_own, self.norm_memory, self.norm_ffn = (nn.LayerNorm(width) for _ in range(3))
         self.own_qk, self.key_value = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
         self.own_v, self.own_out, self.query, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.bias_x, self.bias_y = mlp(2, 32, spec.heads), mlp(2, 32, spec.heads)
+        self.bias_x, self.bias_y = _mlp(2, 32, spec.heads), _mlp(2, 32, spec.heads)
         self.drop = nn.Dropout(spec.dropout)
         self.ffn = nn.Sequential(
             nn.Linear(width, spec.ffn), nn.GELU(), nn.Dropout(spec.dropout), nn.Linear(spec.ffn, width)
@@ -258,15 +321,27 @@ class DecoderLayer(nn.Module):
         queries: Float[torch.Tensor, "N Q D"],
         place: Float[torch.Tensor, "N Q D"],
         boxes: Float32[torch.Tensor, "N Q 4"],
-        own: Bool[torch.Tensor, "N 1 Q Q"],
+        self_mask: Bool[torch.Tensor, "N 1 Q Q"],
         memory: Memory,
-        keys: Float[torch.Tensor, "N K D"],
-        key_mask: Bool[torch.Tensor, "N K"],
+        keys: Float[torch.Tensor, "N M D"],
+        key_mask: Bool[torch.Tensor, "N M"],
     ) -> Float[torch.Tensor, "N Q D"]:
-        """own: True where a query may look at another."""
+        """Update the queries' states.
+
+        Args:
+            queries: states of Q queries, denoising ones included.
+            place: positional embedding of their boxes.
+            boxes: their boxes, cxcywh.
+            self_mask: True where a query may attend to another.
+            memory: where the patches lie.
+            keys: M keys of each sample, patches first, then words.
+            key_mask: True at real keys.
+
+        Shapes: N samples, D width of the head.
+        """
         normed = self.norm_own(queries)
         query, key = self.own_qk(normed + place).chunk(2, dim=-1)
-        queries = queries + self.drop(self.own_out(self._attend(query, key, self.own_v(normed), own)))
+        queries = queries + self.drop(self.own_out(self._attend(query, key, self.own_v(normed), self_mask)))
         normed = self.norm_memory(queries)
         key, value = self.key_value(keys).chunk(2, dim=-1)
         bias = self._bias(boxes, memory, keys.shape[1]).masked_fill(~key_mask[:, None, None], float("-inf"))
@@ -274,85 +349,109 @@ class DecoderLayer(nn.Module):
         return queries + self.drop(self.ffn(self.norm_ffn(queries)))
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """query, result: [N, Q, D]; key, value: [N, M, D]; mask: bool or additive, broadcast to [N, heads, Q, M]."""
         query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
         mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
 
     def _bias(self, boxes: torch.Tensor, memory: Memory, keys: int) -> torch.Tensor:
-        """[N, heads, Q, keys]: by the distances of a patch's centre to the box's edges, axis by axis; 0 for words."""
+        """Bias of the attention from each query to each key: [N, heads, Q, M], 0 for words.
+
+        It depends on the distances from the patch's centre to the box's edges, and is the sum of one term for each
+        axis, so that it is computed once per row and once per column (Lin et al., arXiv:2308.01904). N samples,
+        Q queries, M keys.
+        """
         cx, cy, w, h = boxes.unbind(-1)
         dtype = self.query.weight.dtype
         across, down = memory.centres
-        along_x = self.bias_x(edge_distances(cx, w, across).to(dtype))
-        along_y = self.bias_y(edge_distances(cy, h, down).to(dtype))
+        along_x = self.bias_x(_edge_distances(cx, w, across).to(dtype))
+        along_y = self.bias_y(_edge_distances(cy, h, down).to(dtype))
+        # Look up the terms of each patch's column and row.
         shape = (-1, boxes.shape[1], -1, self.heads)
         columns, rows = (index[:, None, :, None].expand(shape) for index in (memory.columns, memory.rows))
         bias = along_x.gather(2, columns) + along_y.gather(2, rows)
         return F.pad(bias.permute(0, 3, 1, 2), (0, keys - bias.shape[2]))
 
 
-def adapter(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """From one of the model's widths to the head's. Normalised first: the vision tower's last states are not."""
+def _adapter(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Maps states of the model to the head's width. Normalises them first, because the vision tower does not."""
     return nn.Sequential(
         nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs), nn.LayerNorm(outputs)
     )
 
 
-def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two linear layers with a ReLU between them."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-def axis_centres(count: torch.Tensor) -> torch.Tensor:
-    """Centres of `count` equal cells in 0..1: [N] -> [N, max]; beyond an image's own count they are above 1."""
+def _axis_centres(count: torch.Tensor) -> torch.Tensor:
+    """Centres of `count` equal cells in 0..1: [N] -> [N, largest count], above 1 beyond an image's count (N images)."""
     cells = torch.arange(int(count.max()), device=count.device)
     return (cells + 0.5) / count[:, None]
 
 
-def patch_boxes(memory: Memory) -> Float32[torch.Tensor, "N P 4"]:
-    """The cell of each patch."""
+def _patch_boxes(memory: Memory) -> Float32[torch.Tensor, "N P 4"]:
+    """The box of each patch, cxcywh in 0..1 of its image (N samples, P patches)."""
     rows, columns = memory.grid.unbind(-1)
     x = (memory.columns + 0.5) / columns[:, None]
     y = (memory.rows + 0.5) / rows[:, None]
     return torch.stack([x, y, *(1 / n[:, None].expand_as(x) for n in (columns, rows))], dim=-1).float()
 
 
-def edge_distances(centre: torch.Tensor, size: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """[N, Q, cells, 2]: signed distances of the cells to a box's two edges on one axis, on a log scale.
+def _edge_distances(centre: torch.Tensor, size: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Signed distances, on a log scale, from cells to the two edges of each box along one axis: [N, Q, cells, 2].
 
-    In units of a sixteenth of the image, where the log bends.
+    Args:
+        centre: [N, Q], centres of the boxes.
+        size: [N, Q], widths or heights of the boxes.
+        cells: [N, cells], centres of the rows or columns.
+
+    Shapes: N samples, Q queries.
     """
     edges = torch.stack([centre - size / 2, centre + size / 2], dim=-1)
-    distance = (cells[:, None, :, None] - edges[:, :, None, :]) * 16
+    distance = (cells[:, None, :, None] - edges[:, :, None, :]) * _DISTANCE_SCALE
     return distance.sign() * distance.abs().log1p()
 
 
-def place_of(boxes: torch.Tensor, width: int) -> torch.Tensor:
-    """Sine embedding of boxes: [..., 4] -> [..., 2 * width], a quarter for each of cx, cy, w, h."""
+def _sine_embedding(boxes: torch.Tensor, width: int) -> torch.Tensor:
+    """Sine embedding of boxes (DAB-DETR): [..., 4] -> [..., 2 * width], a quarter of it for each of cx, cy, w, h."""
     half = width // 4
-    frequencies = TEMPERATURE ** (torch.arange(half, device=boxes.device, dtype=torch.float32) / half)
+    frequencies = _TEMPERATURE ** (torch.arange(half, device=boxes.device, dtype=torch.float32) / half)
     angles = boxes.float()[..., None] * (2 * math.pi) * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
-def shift(boxes: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """Move boxes in logit space, where they cannot leave 0..1; in float32, whatever the model computes in."""
-    return (torch.logit(boxes.float(), eps=EPSILON) + delta.float()).sigmoid()
+def _refined_boxes(boxes: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Add a change to boxes in logit space, so that they stay in 0..1 (Deformable DETR); always in float32."""
+    return (torch.logit(boxes.float(), eps=_EPSILON) + change.float()).sigmoid()
 
 
-def attention_between(valid: torch.Tensor, denoising: Denoising | None) -> torch.Tensor:
-    """[N, 1, Q+K, Q+K] bool, True where a query may look at another.
+def _self_attention_mask(valid: torch.Tensor, denoising: Denoising | None) -> torch.Tensor:
+    """The mask of self-attention: [N, 1, Q+K, Q+K] bool, True where a query (row) may attend to another (column).
 
-    Empty queries are seen by none but themselves. Denoising queries know boxes of the truth: a matching query may
-    not see them, nor may those of another group.
+    Nothing attends to an empty query but the query itself. Denoising queries contain true boxes: matching queries may
+    not attend to them, and neither may denoising queries of another group (DN-DETR, arXiv:2203.01305).
+
+    Args:
+        valid: [N, Q] bool, False at empty matching queries.
+        denoising: K denoising queries of each sample, if there are any.
+
+    Shapes: N samples, Q matching queries, K denoising queries.
     """
     queries = valid.shape[1]
-    seen = valid[:, None, :].expand(-1, queries, -1) | torch.eye(queries, dtype=torch.bool, device=valid.device)
+    among_matching = valid[:, None, :].expand(-1, queries, -1) | _identity(queries, valid.device)
     if denoising is None:
-        return seen[:, None]
+        return among_matching[:, None]
     extra = denoising.boxes.shape[1]
-    same = denoising.group[:, None] == denoising.group[None, :]
-    within = (same & denoising.valid[:, None, :]) | torch.eye(extra, dtype=torch.bool, device=valid.device)
-    above = torch.cat([seen, seen.new_zeros(len(valid), queries, extra)], dim=2)
-    below = torch.cat([valid[:, None, :].expand(-1, extra, -1), within], dim=2)
-    return torch.cat([above, below], dim=1)[:, None]
+    same_group = denoising.group[:, None] == denoising.group[None, :]
+    among_denoising = (same_group & denoising.valid[:, None, :]) | _identity(extra, valid.device)
+    # Rows of the matching queries, then rows of the denoising queries, which may attend to the matching ones.
+    matching_rows = torch.cat([among_matching, among_matching.new_zeros(len(valid), queries, extra)], dim=2)
+    denoising_rows = torch.cat([valid[:, None, :].expand(-1, extra, -1), among_denoising], dim=2)
+    return torch.cat([matching_rows, denoising_rows], dim=1)[:, None]
+
+
+def _identity(size: int, device: torch.device) -> torch.Tensor:
+    return torch.eye(size, dtype=torch.bool, device=device)

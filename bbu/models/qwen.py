@@ -1,4 +1,7 @@
-"""Any Qwen2.5-VL folder, read offline: weights, tokenizer, image processor."""
+"""Qwen2.5-VL with a detection head, and what is read from a model folder: weights, tokenizer, image processor.
+
+Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -27,96 +30,115 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from bbu.config.domains import DetectionConfig, ModelConfig
 from bbu.errors import ModelError
-from bbu.models.attention import LOOPED, VARLEN, register_varlen, use_batched_windows, use_varlen_vision
+from bbu.models.attention import VARLEN, register_varlen, use_windowed_attention
 from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
 from bbu.run.folder import HEAD_KEY
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
+_REQUIRED_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 _ARCHITECTURE = Qwen2_5_VLForConditionalGeneration.__name__
 
-StatesReader = Callable[[torch.Tensor, torch.nn.Module], Any]
-"""Takes the last states [B, S, H] and the language head [*, H] -> [*, V]."""
-DetectionReader = Callable[[DetectionOutput, "BBUModel"], Any]
+_StatesReader = Callable[[torch.Tensor, torch.nn.Module], Any]
+"""Takes the last states [B, S, H] and the language head [*, H] -> [*, V].
 
-
-def build_head(config: Any) -> DetectionHead | None:
-    """The head a Qwen2.5-VL config describes under HEAD_KEY, None where it describes none."""
-    described = getattr(config, HEAD_KEY, None)
-    if not described:
-        return None
-    widths = {"vision_width": config.vision_config.hidden_size, "language_width": config.text_config.hidden_size}
-    return DetectionHead(HeadSpec(**described), **widths)
+B rows, S tokens in a row, H width of the language model, V tokens in the vocabulary; * stands for any dimensions.
+"""
+_DetectionReader = Callable[[DetectionOutput, "BBUModel"], Any]
 
 
 @dataclass(frozen=True)
 class DetectionQuery:
-    """What the head is asked about, for N samples of a batch."""
+    """The part of a batch that the detection head sees. N samples, T prompt tokens."""
 
     student_images: torch.Tensor
-    """[N] int64, rows of image_grid_thw"""
+    """[N] int64: row of image_grid_thw of each sample's student image."""
     prompt_ids: torch.Tensor
-    """[N, T] int64"""
+    """[N, T] int64: tokens of the instruction, padded on the right."""
     prompt_mask: torch.Tensor
-    """[N, T] bool"""
+    """[N, T] bool: True at real tokens."""
     denoising: Denoising | None = None
+    """Denoising queries, in training alone."""
 
 
 class BBUModel(Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL, with a detection head where its config names one.
+    """Qwen2.5-VL, with a detection head where its config describes one.
 
-    Its states can be read inside its own forward pass, and so under any wrapper: DDP, ZeRO and autocast act on
-    `forward`, and a loss that needs logits at a tenth of the positions must be computed in it.
+    A loss reads the model's states inside `forward`, through the two readers. DDP, ZeRO and autocast act on `forward`
+    alone, and so act on such a loss too; and a loss that needs the logits at a tenth of the positions computes only
+    those.
     """
+
+    detach_memory = False
+    """Stop the head's gradient before the model; `load_model` sets it from detection_detach_memory."""
 
     def __init__(self, config: Qwen2_5_VLConfig) -> None:
         super().__init__(config)
-        self.detection_head = build_head(config)
+        visual: Any = self.model.visual
+        use_windowed_attention(visual)
+        self.detection_head = _build_head(config)
 
     @functools.wraps(Qwen2_5_VLForConditionalGeneration.forward)  # generate() looks for arguments by name
     def forward(
         self,
         *args: Any,
-        read_states: StatesReader | None = None,
+        read_states: _StatesReader | None = None,
         detection: DetectionQuery | None = None,
-        read_detection: DetectionReader | None = None,
+        read_detection: _DetectionReader | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As Qwen2.5-VL's. With `read_states` or `read_detection` the result is the pair of what these return.
+        """Run Qwen2.5-VL as usual or, with a reader, return the pair of what the two readers return.
 
-        Without `read_states` the language model is not run; without `read_detection` the head is not.
+        Args:
+            args, kwargs: arguments of Qwen2.5-VL's own forward pass.
+            read_states: reads the language model's last states; without it the language model does not run.
+            detection: what the head sees; needed with `read_detection`.
+            read_detection: reads the head's output; without it the head does not run.
+
+        Returns:
+            Qwen2.5-VL's output or, with a reader, (result of read_states, result of read_detection), where None
+            stands for the reader that is not given.
         """
         if read_states is None and read_detection is None:
             return super().forward(*args, **kwargs)
         grid = kwargs["image_grid_thw"]
         vision: Any = self.model.get_image_features(kwargs.pop("pixel_values"), grid)
-        language = found = None
+        from_language = from_detection = None
         if read_states is not None:
             states = self.model(*args, mm_encoder_outputs={"image": vision}, **kwargs)[0]
-            language = read_states(states, self.lm_head)
+            from_language = read_states(states, self.lm_head)
         if read_detection is not None:
             assert self.detection_head is not None and detection is not None
-            memory = self.head_memory(vision.last_hidden_state, grid, detection)
-            found = read_detection(self.detection_head(memory, detection.denoising), self)
-        return language, found
+            memory = self._head_memory(vision.last_hidden_state, grid, detection)
+            from_detection = read_detection(self.detection_head(memory, detection.denoising), self)
+        return from_language, from_detection
 
-    def head_memory(self, patches: torch.Tensor, grid: torch.Tensor, query: DetectionQuery) -> Memory:
-        """What the head may see, from the vision tower's states [P, C] of all images, in its window order."""
+    def _head_memory(self, patches: torch.Tensor, grid: torch.Tensor, query: DetectionQuery) -> Memory:
+        """Collect what the head sees of each sample.
+
+        Shapes:
+            patches: [P, C], last states of the vision tower for all images
+            grid: [I, 3] int64, (time, rows, columns) in patches
+            (P patches, C width of the vision tower, I images)
+        """
         visual: Any = self.model.visual
+        # The tower works on patches ordered window by window, four patches (one placeholder) at a time: undo that.
         unit = visual.spatial_merge_size**2
         order, _ = get_vision_window_index(grid, visual.spatial_merge_size, visual.window_size, visual.patch_size)
         restored = patches.unflatten(0, (-1, unit))[torch.argsort(order).to(patches.device)].flatten(0, 1)
-        places = get_vision_position_ids(grid, visual.spatial_merge_size)
-        sizes = grid.prod(-1).tolist()
-        wanted = query.student_images.tolist()
-        own_patches, own_places = ([torch.split(t, sizes)[i] for i in wanted] for t in (restored, places))
-        padded = pad_sequence(own_places, batch_first=True)
+        # Take the students' images alone, and pad them to the one with the most patches.
+        positions = get_vision_position_ids(grid, visual.spatial_merge_size)
+        sizes, students = grid.prod(-1).tolist(), query.student_images.tolist()
+        student_patches, student_positions = (
+            [torch.split(tensor, sizes)[image] for image in students] for tensor in (restored, positions)
+        )
+        padded = pad_sequence(student_positions, batch_first=True)
+        masks = [torch.ones_like(rows_columns[:, 0], dtype=torch.bool) for rows_columns in student_positions]
         words = self.get_input_embeddings()(query.prompt_ids)
         detach = torch.Tensor.detach if self.detach_memory else lambda tensor: tensor
         return Memory(
-            patches=detach(pad_sequence(own_patches, batch_first=True)),
-            patch_mask=pad_sequence([torch.ones_like(p[:, 0], dtype=torch.bool) for p in own_places], batch_first=True),
+            patches=detach(pad_sequence(student_patches, batch_first=True)),
+            patch_mask=pad_sequence(masks, batch_first=True),
             rows=padded[..., 0],
             columns=padded[..., 1],
             grid=grid[query.student_images, 1:],
@@ -124,37 +146,50 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
             word_mask=query.prompt_mask,
         )
 
-    detach_memory = False
-    """Stop the head's gradient before the model; set while loading."""
-
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As ever, but the folder names the stock architecture, so that other tools can serve it."""
+        """Save as transformers does, but under the stock architecture's name, so that other tools can serve it."""
         super().save_pretrained(save_directory, *args, **kwargs)
         path = Path(save_directory) / "config.json"
         if kwargs.get("is_main_process", True):
-            described = json.loads(path.read_text(encoding="utf-8")) | {"architectures": [_ARCHITECTURE]}
-            path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            config = json.loads(path.read_text(encoding="utf-8")) | {"architectures": [_ARCHITECTURE]}
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _build_head(config: Any) -> DetectionHead | None:
+    """The head that a Qwen2.5-VL config describes under HEAD_KEY, None where it describes none."""
+    spec = getattr(config, HEAD_KEY, None)
+    if not spec:
+        return None
+    widths = {"vision_width": config.vision_config.hidden_size, "language_width": config.text_config.hidden_size}
+    return DetectionHead(HeadSpec(**spec), **widths)
 
 
 def load_model(
     folder: str | Path, config: ModelConfig, detection: DetectionConfig | None = None, *, for_training: bool = True
 ) -> BBUModel:
-    """Load the weights in `config.torch_dtype` with the configured attention of both towers.
+    """Load a model folder with the configured dtype and attention of both towers.
 
-    detection: build the head it describes, with the folder's weights where it has some; None takes the folder's
-    own head, if it has one. Raises ModelError for a missing folder, a foreign architecture, weights that leave
-    parameters unset, or a head of another shape.
+    Args:
+        folder: a Qwen2.5-VL, or a checkpoint of this program.
+        config: dtype, attention and gradient checkpointing.
+        detection: describes the head to build; it takes the folder's weights where the folder has a head. None takes
+            the folder's head as it is, if there is one.
+        for_training: switch the cache off and gradient checkpointing on, if configured.
+
+    Raises:
+        ModelError: the folder is missing, holds another architecture or a head of another shape, or its weights leave
+            parameters unset.
     """
     path = check_folder(folder)
-    _register_layout()
+    _register_weight_names()
     if VARLEN in (config.attn_implementation, config.vision_attn_implementation):
         register_varlen()
     try:
-        described = _with_head(Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True), detection, path)
-        with _quiet():
+        qwen_config = _with_head(Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True), detection, path)
+        with _without_transformers_warnings():
             loaded: Any = BBUModel.from_pretrained(
                 path,
-                config=described,
+                config=qwen_config,
                 dtype=_DTYPES[config.torch_dtype],
                 attn_implementation={
                     "text_config": config.attn_implementation,
@@ -167,42 +202,40 @@ def load_model(
         raise ModelError(f"{path}: cannot load the model ({_first_line(error)}); check the folder") from error
     model, report = loaded  # a pair because of output_loading_info
     _check_complete(model, set(report["missing_keys"]), path)
-    if config.vision_attn_implementation == VARLEN:
-        use_varlen_vision(model)
-    elif config.vision_attn_implementation in LOOPED:
-        use_batched_windows(model)
     if detection is not None:
         model.detach_memory = detection.detection_detach_memory
     return _prepare_for_training(model, config) if for_training else model
 
 
 def _with_head(config: Qwen2_5_VLConfig, detection: DetectionConfig | None, path: Path) -> Qwen2_5_VLConfig:
-    """The folder's config with the head that is asked for; ModelError where it has one of another shape."""
+    """Write the requested head into the folder's config; ModelError where the folder has one of another shape."""
     if detection is None:
         return config
-    own = getattr(config, HEAD_KEY, None)
-    wanted = HeadSpec.of(detection).as_dict() if detection.detection_enabled else None
-    if own and wanted and (other := sorted(k for k in wanted if own.get(k) != wanted[k])):
-        raise ModelError(f"{path}: its detection head has another {', '.join(other)}; use its own run_config.yaml")
-    setattr(config, HEAD_KEY, wanted)
+    saved = getattr(config, HEAD_KEY, None)
+    requested = HeadSpec.from_config(detection).as_dict() if detection.detection_enabled else None
+    if saved and requested and (differences := sorted(k for k in requested if saved.get(k) != requested[k])):
+        raise ModelError(
+            f"{path}: its detection head has another {', '.join(differences)}; use its own run_config.yaml"
+        )
+    setattr(config, HEAD_KEY, requested)
     return config
 
 
 def _check_complete(model: BBUModel, missing: set[str], path: Path) -> None:
-    """A head may be wholly absent, and then begins anew; anything else must be there."""
+    """Initialise a head that the folder has no weights of; ModelError where any other parameter is missing."""
     head = model.detection_head
-    own = {f"detection_head.{name}" for name, _ in head.named_parameters()} if head else set()
-    if head is not None and own <= missing:
-        with whole(list(head.parameters()), change=True):
+    names_of_head = {f"detection_head.{name}" for name, _ in head.named_parameters()} if head else set()
+    if head is not None and names_of_head <= missing:
+        with gathered_parameters(list(head.parameters()), write=True):
             head.reset_parameters()
-        missing = missing - own
+        missing = missing - names_of_head
     if missing:
         names = ", ".join(sorted(missing)[:3])
         raise ModelError(f"{path}: weights are incomplete, for example {names}; copy the model again")
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer; raises ModelError where it cannot be read."""
+    """Load the folder's tokenizer; raises ModelError where it cannot be read."""
     path = check_folder(folder)
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -211,14 +244,17 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> int:
-    """What batches are padded with; ModelError where the tokenizer names none."""
+    """The token that batches are padded with; raises ModelError where the tokenizer has none."""
     if not isinstance(tokenizer.pad_token_id, int):
         raise ModelError(f"{folder}: the tokenizer has no pad token; copy the tokenizer files of Qwen2.5-VL again")
     return tokenizer.pad_token_id
 
 
 def load_image_processor(folder: str | Path) -> Qwen2VLImageProcessorPil:
-    """The folder's image processor on Pillow: the stock one needs torchvision, which has no CPU build here."""
+    """Load the folder's image processor in its Pillow version; raises ModelError where it cannot be read.
+
+    The default version needs torchvision, which this environment lacks.
+    """
     path = check_folder(folder)
     try:
         return Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
@@ -227,11 +263,11 @@ def load_image_processor(folder: str | Path) -> Qwen2VLImageProcessorPil:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The folder, if it holds a Qwen2.5-VL; else ModelError in one line."""
+    """Return the folder as a path if it holds a Qwen2.5-VL; raises ModelError, in one line, if it does not."""
     path = Path(folder)
     if not path.is_dir():
         raise ModelError(f"{path}: no such model folder; correct model_path or copy the model there")
-    absent = [name for name in _NEEDED if not (path / name).is_file()]
+    absent = [name for name in _REQUIRED_FILES if not (path / name).is_file()]
     if absent:
         raise ModelError(f"{path}: no {', '.join(absent)}; model_path must be a complete Qwen2.5-VL folder")
     try:
@@ -244,18 +280,25 @@ def check_folder(folder: str | Path) -> Path:
     return path
 
 
-def whole(parameters: list[torch.nn.Parameter], *, change: bool = False) -> AbstractContextManager[Any]:
-    """Have parameters in one piece for a block: under ZeRO-3 each rank holds a part. With `change`, rank 0's stay."""
+def gathered_parameters(parameters: list[torch.nn.Parameter], *, write: bool = False) -> AbstractContextManager[Any]:
+    """Gather parameters that ZeRO-3 has partitioned, for the duration of a `with` block.
+
+    Without ZeRO-3 this does nothing.
+
+    Args:
+        parameters: the parameters to gather.
+        write: keep rank 0's changes and send them to all ranks at the end of the block.
+    """
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
     from deepspeed import zero
 
-    return zero.GatheredParameters(parameters, modifier_rank=0 if change else None)
+    return zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of keys it missed: `_check_complete` tells what is wrong, in one line."""
+def _without_transformers_warnings() -> Iterator[None]:
+    """Hide transformers' table of missing weights; `_check_complete` reports them in one line."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -264,15 +307,15 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def _register_layout() -> None:
-    """Weights on disk are named otherwise than in memory; transformers looks the names up by class name."""
+def _register_weight_names() -> None:
+    """Give BBUModel the stock model's names of weights on disk, which transformers looks up by class name."""
     stock: Any = get_checkpoint_conversion_mapping(_ARCHITECTURE)
     register_checkpoint_conversion_mapping(BBUModel.__name__, stock, overwrite=True)
 
 
 def _prepare_for_training(model: BBUModel, config: ModelConfig) -> BBUModel:
-    # Both: Trainer only sets the outer one, the text model reads its own; a live cache makes packed samples
-    # leak into each other under sdpa.
+    # Both configs: Trainer sets the outer one only, but the text model reads its own. With a cache, packed samples
+    # would see each other under sdpa.
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
     if config.gradient_checkpointing:

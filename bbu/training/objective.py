@@ -18,7 +18,7 @@ from bbu.config.domains import DetectionConfig
 from bbu.losses.criterion import SetCriterion, caption_sums, denoising_sums
 from bbu.losses.language import find_supervision, language_sums
 from bbu.losses.matcher import HungarianMatcher
-from bbu.models.denoising import Denoising, disturb
+from bbu.models.denoising import Denoising, draw_denoising_queries
 from bbu.models.detection_head import DetectionOutput
 from bbu.models.qwen import BBUModel, DetectionQuery
 from bbu.schema import IGNORE_INDEX, ROLE_CODES
@@ -62,10 +62,9 @@ class Objective:
         return counts
 
     def _head_query(self, batch: Mapping[str, Any], denoise: bool) -> DetectionQuery:
-        queries = self._config.detection_denoising_queries
-        noisy = (
-            disturb(batch["boxes"], queries, self._config.detection_denoising_noise) if denoise and queries else None
-        )
+        queries, noisy = self._config.detection_denoising_queries, None
+        if denoise and queries:
+            noisy = draw_denoising_queries(batch["boxes"], queries, self._config.detection_denoising_noise)
         return DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"], noisy)
 
     def _head_losses(

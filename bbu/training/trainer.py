@@ -21,7 +21,7 @@ from bbu.data.dataset import BBUDataset
 from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
 from bbu.evaluation.pending import unscored_steps
-from bbu.models.qwen import whole
+from bbu.models.qwen import gathered_parameters
 from bbu.run.checkpoints import Ranks, config_hash, publishing, rotate
 from bbu.run.folder import RunFolder
 from bbu.training.flops import measure_work, peak_flops, training_flops
@@ -222,7 +222,7 @@ class BBUTrainer(Trainer):
         rates = current_learning_rates(self.optimizer.param_groups)
         values |= {name: 0.0 if self._is_frozen(name) else rate for name, rate in rates.items()}
         if training.log_weight_norms:
-            values |= self.parameters.weight_norms(whole)
+            values |= self.parameters.weight_norms(gathered_parameters)
         if training.log_grad_norms:
             limit = training.max_grad_norm
             values |= self.guard.norms(max(1.0, grad_norm / limit) if limit and grad_norm else 1.0)

@@ -6,18 +6,16 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import load_dataset
 from bbu.data.types import IGNORE_INDEX
 from bbu.errors import DataError
 from bbu.losses.language import find_supervision, token_losses
-from bbu.models.attention import register_varlen, use_batched_windows, use_varlen_vision
 from bbu.models.qwen import load_image_processor, load_tokenizer
 from bbu.models.tiny import build_tiny_model
 from tests.data.conftest import view, write_jpeg, write_jsonl
-from tests.models.test_attention import Reference
+from tests.models.stand_ins import load_bbu_model, load_stock_model, registered_reference_kernel
 
 MODEL_KEYS = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 EQUAL, LEAKING = 1e-5, 1e-3
@@ -48,20 +46,18 @@ def samples(make_config, folder, data_root):
 
 
 @pytest.fixture
-def reference():
-    kernel = Reference()
-    register_varlen(kernel)
-    yield kernel
-    register_varlen()
+def kernel():
+    with registered_reference_kernel() as kernel:
+        yield kernel
 
 
 def pack(samples, **options):
     return PackedDataCollator(0, **{"max_total_length": 8192, **options})(samples)
 
 
-def load(folder, text: str, vision: str = "sdpa"):
-    chosen = {"text_config": text, "vision_config": vision}
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation=chosen)
+def load(folder, text: str):
+    """The stock model without a cache."""
+    model = load_stock_model(folder, text)
     model.config.use_cache = model.config.text_config.use_cache = False
     return model
 
@@ -100,14 +96,13 @@ def test_packed_equals_separate(folder, samples, name, multiple):
     assert error_of(load(folder, name), samples, pack(samples, pad_to_multiple_of=multiple)) < EQUAL
 
 
-def test_packed_equals_separate_with_varlen_attention_in_both_towers(folder, samples, reference):
-    model = load(folder, "varlen", "varlen")
-    use_varlen_vision(model)
+def test_packed_equals_separate_with_varlen_attention_in_both_towers(folder, samples, kernel):
+    model = load_bbu_model(folder, "varlen", "varlen", for_training=True)
     assert error_of(model, samples, pack(samples)) < EQUAL
-    assert [len(s) for s in samples] in reference.segments
+    assert [len(s) for s in samples] in kernel.segments
 
 
-def test_packed_with_varlen_equals_separate_with_sdpa(folder, samples, reference):
+def test_packed_with_varlen_equals_separate_with_sdpa(folder, samples, kernel):
     stock, model = load(folder, "sdpa"), load(folder, "varlen")
     for sample in samples:
         run(stock, StandardDataCollator(0)([sample]))
@@ -117,8 +112,7 @@ def test_packed_with_varlen_equals_separate_with_sdpa(folder, samples, reference
 
 
 def test_packed_equals_separate_with_batched_windows(folder, samples):
-    model = load(folder, "sdpa")
-    use_batched_windows(model)
+    model = load_bbu_model(folder, "sdpa", for_training=True)
     assert error_of(model, samples, pack(samples)) < EQUAL
 
 

@@ -16,8 +16,14 @@ from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import SampleBuilder
 from bbu.data.prompts import get_prompt
 from bbu.errors import ModelError
-from bbu.models.denoising import disturb
-from bbu.models.detection_head import DetectionOutput, attention_between, edge_distances, place_of, shift
+from bbu.models.denoising import draw_denoising_queries
+from bbu.models.detection_head import (
+    DetectionOutput,
+    _edge_distances,
+    _refined_boxes,
+    _self_attention_mask,
+    _sine_embedding,
+)
 from bbu.models.qwen import BBUModel, DetectionQuery, load_image_processor, load_model, load_tokenizer
 from bbu.models.tiny import build_tiny_model
 from bbu.schema import BBUObject, View
@@ -148,7 +154,7 @@ def test_weights_in_bfloat16_work_and_boxes_stay_float32(folder: Path):
         settings.data, tokenizer, load_image_processor(folder / "model"), get_prompt("zh", "concise")
     )
     batch = StandardDataCollator(0)([builder.build("s", view(0)), builder.build("s", view(1))])
-    noise = disturb(batch["boxes"], 8, 0.4)
+    noise = draw_denoising_queries(batch["boxes"], 8, 0.4)
     query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"], noise)
     given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
     _, output = model(**given, detection=query, read_detection=lambda output, model: output)
@@ -228,7 +234,7 @@ TRUTH = [torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.7, 0.1, 0.3]]), torch.tenso
 
 
 def test_denoising_queries_hold_every_object_in_every_group_near_and_further_off():
-    noise = disturb(TRUTH, queries=12, noise=0.4)
+    noise = draw_denoising_queries(TRUTH, queries=12, noise=0.4)
     assert noise is not None and noise.boxes.shape == (2, 12, 4) and int(noise.group.max()) == 2
     assert noise.valid.sum(1).tolist() == [12, 6] and noise.positive.float().mean() == 0.5
     for row, truth in enumerate(TRUTH):
@@ -241,14 +247,14 @@ def test_denoising_queries_hold_every_object_in_every_group_near_and_further_off
 
 
 def test_no_object_no_denoising():
-    assert disturb([torch.zeros(0, 4), torch.zeros(0, 4)], queries=10, noise=0.4) is None
+    assert draw_denoising_queries([torch.zeros(0, 4), torch.zeros(0, 4)], queries=10, noise=0.4) is None
 
 
 def test_no_matching_query_sees_a_denoising_one_and_groups_do_not_see_each_other():
-    noise = disturb(TRUTH, queries=8, noise=0.4)
+    noise = draw_denoising_queries(TRUTH, queries=8, noise=0.4)
     assert noise is not None
     valid = torch.tensor([[True, True, False], [True, True, True]])
-    seen = attention_between(valid, noise)[:, 0]
+    seen = _self_attention_mask(valid, noise)[:, 0]
     assert not seen[:, :3, 3:].any()
     assert not seen[0, 0, 2] and seen[1, 0, 2]
     across = noise.group[:, None] != noise.group[None, :]
@@ -264,7 +270,7 @@ def test_matching_queries_say_the_same_with_and_without_denoising(model: BBUMode
     batch = StandardDataCollator(0)([builder.build("s", view(0)), builder.build("s", view(1))])
     given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
     outputs = []
-    for noise in (None, disturb(batch["boxes"], 10, 0.4)):
+    for noise in (None, draw_denoising_queries(batch["boxes"], 10, 0.4)):
         query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"], noise)
         with torch.no_grad():
             outputs.append(model(**given, detection=query, read_detection=lambda output, model: output)[1])
@@ -277,13 +283,13 @@ def test_matching_queries_say_the_same_with_and_without_denoising(model: BBUMode
 
 def test_boxes_shifted_by_nothing_stay_and_can_never_leave_the_image():
     boxes = torch.tensor([[0.5, 0.25, 0.1, 0.9], [0.0, 1.0, 0.0, 1.0]])
-    torch.testing.assert_close(shift(boxes, torch.zeros(2, 4)), boxes, atol=2e-5, rtol=0)
-    moved = shift(boxes, torch.full((2, 4), 50.0))
+    torch.testing.assert_close(_refined_boxes(boxes, torch.zeros(2, 4)), boxes, atol=2e-5, rtol=0)
+    moved = _refined_boxes(boxes, torch.full((2, 4), 50.0))
     assert (moved <= 1).all() and torch.isfinite(moved).all()
 
 
 def test_edge_distances_are_signed_and_zero_on_the_edge():
-    found = edge_distances(torch.tensor([[0.5]]), torch.tensor([[0.5]]), torch.tensor([[0.25, 0.5, 0.75]]))
+    found = _edge_distances(torch.tensor([[0.5]]), torch.tensor([[0.5]]), torch.tensor([[0.25, 0.5, 0.75]]))
     assert found[0, 0, 0, 0] == 0 and found[0, 0, 2, 1] == 0
     assert found[0, 0, 1, 0] > 0 > found[0, 0, 1, 1]
 
@@ -291,5 +297,5 @@ def test_edge_distances_are_signed_and_zero_on_the_edge():
 def test_nearby_boxes_have_nearby_places():
     base = torch.tensor([0.5, 0.5, 0.2, 0.2])
     near, far = base + 0.01, base + 0.3
-    distance = [(place_of(b, 64) - place_of(base, 64)).norm() for b in (near, far)]
-    assert 0 < distance[0] < distance[1] and place_of(base, 64).shape == (128,)
+    distance = [(_sine_embedding(b, 64) - _sine_embedding(base, 64)).norm() for b in (near, far)]
+    assert 0 < distance[0] < distance[1] and _sine_embedding(base, 64).shape == (128,)

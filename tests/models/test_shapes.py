@@ -13,8 +13,8 @@ PROGRAM = """
 import torch
 from bbu.train import check_shapes
 {switch}
-from bbu.models.detection_head import Memory, patch_boxes
-print(hasattr(patch_boxes, "__wrapped__"))
+from bbu.models.detection_head import Memory, _patch_boxes
+print(hasattr(_patch_boxes, "__wrapped__"))
 n, p = 2, 6
 Memory(patches=torch.zeros(n, p, 8), patch_mask=torch.ones(n, {mask}, dtype=torch.{dtype}),
        rows=torch.zeros(n, p).long(), columns=torch.zeros(n, p).long(), grid=torch.ones(n, 2).long(),
