@@ -1,4 +1,7 @@
-"""The detection losses, as unweighted sums: boxes, objectness and captions of matched queries."""
+"""The detection losses, as unweighted sums: boxes, objectness and captions of matched queries.
+
+Shapes: L outputs of the head, B samples, Q queries of a sample, N targets of a sample, R matched pairs.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from bbu.boxes import iou_and_giou, to_corners
 from bbu.config.domains import DetectionConfig
 from bbu.losses.matcher import Matches
+from bbu.schema import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
 class DetectionSums:
-    """Sums by name; inner layers are named `<name>_aux{i}`. `boxes`: the objects of this batch, int64."""
+    """The losses of a batch, summed over queries and samples."""
 
     sums: dict[str, torch.Tensor]
+    """Sum of each loss by name; the losses of outputs before the last are named `<name>_aux{i}`."""
     boxes: torch.Tensor
+    """[] int64: number of objects in the batch."""
 
 
 class SetCriterion:
@@ -35,58 +41,84 @@ class SetCriterion:
         targets: Sequence[torch.Tensor],
         matches: Matches,
     ) -> DetectionSums:
-        """boxes: [L, B, Q, 4] cxcywh; logits: [L, B, Q]; valid: [B, Q]; targets: B tensors [N, 4]."""
-        layers, truth = len(boxes), torch.cat(list(targets)).float()
-        found = boxes.float()[matches.layer, matches.sample, matches.query]
-        wanted = truth[matches.target]
-        distance = (found - wanted).abs().sum(-1)
-        overlap = 1 - iou_and_giou(to_corners(found), to_corners(wanted))[1]
-        goal = torch.zeros_like(logits, dtype=torch.float32)
-        goal[matches.layer, matches.sample, matches.query] = 1.0
-        focal = focal_loss(logits, goal, valid, self._alpha, self._gamma)
-        # A batch without objects still has a graph, and a NaN in any query that is none of padding is told.
-        kept = boxes.float().masked_fill(~valid[..., None], 0.0).sum() * 0
+        """Sum the losses of every output of the head.
+
+        Args:
+            boxes: [L, B, Q, 4] cxcywh.
+            logits: [L, B, Q], objectness.
+            valid: [B, Q] bool, False at padding.
+            targets: B tensors [N, 4] cxcywh.
+            matches: which query predicts which target.
+
+        Shapes: L outputs of the head, B samples, Q queries, N targets of a sample.
+        """
+        # Boxes: the matched pairs alone.
+        layers = len(boxes)
+        predicted = boxes.float()[matches.layer, matches.sample, matches.query]
+        true = torch.cat(list(targets)).float()[matches.target]
+        distance = (predicted - true).abs().sum(-1)
+        giou_loss = 1 - iou_and_giou(to_corners(predicted), to_corners(true))[1]
+        # Objectness: every query, 1 where it is matched.
+        is_object = torch.zeros_like(logits, dtype=torch.float32)
+        is_object[matches.layer, matches.sample, matches.query] = 1.0
+        focal = _focal_loss(logits, is_object, valid, self._alpha, self._gamma)
+        # Zero, but it keeps the graph when the batch has no objects, and lets a NaN in any real (non-padding) query
+        # reach the loss.
+        zero = boxes.float().masked_fill(~valid[..., None], 0.0).sum() * 0
         per_layer = {
-            "bbox_l1_loss": by_layer(distance, matches.layer, layers) + kept,
-            "bbox_giou_loss": by_layer(overlap, matches.layer, layers) + kept,
+            "bbox_l1_loss": _sum_by_layer(distance, matches.layer, layers) + zero,
+            "bbox_giou_loss": _sum_by_layer(giou_loss, matches.layer, layers) + zero,
             "objectness_loss": focal.sum((1, 2)),
         }
-        sums = {named(n, i, layers): value[i] for n, value in per_layer.items() for i in range(layers)}
-        # `full` is filled on the device; `tensor` would be copied there, and the host would wait.
-        return DetectionSums(sums, torch.full((), len(truth), dtype=torch.int64, device=boxes.device))
+        sums = {_loss_name(n, i, layers): value[i] for n, value in per_layer.items() for i in range(layers)}
+        # `full` fills the number in on the device; `tensor` would copy it there, and the host would wait.
+        return DetectionSums(sums, torch.full((), sum(len(t) for t in targets), dtype=torch.int64, device=boxes.device))
 
 
-def named(name: str, layer: int, layers: int) -> str:
+def _loss_name(name: str, layer: int, layers: int) -> str:
+    """The last output's losses have the plain name, the others' a number."""
     return name if layer == layers - 1 else f"{name}_aux{layer}"
 
 
-def by_layer(values: torch.Tensor, layer: torch.Tensor, layers: int) -> torch.Tensor:
-    """Sum [R] values over the rows of each layer: [L]."""
+def _sum_by_layer(values: torch.Tensor, layer: torch.Tensor, layers: int) -> torch.Tensor:
+    """Sum [R] values by the layer [R] of each pair: [L] (R pairs, L outputs of the head)."""
     return values.new_zeros(layers).index_add(0, layer, values)
 
 
-def focal_loss(
-    logits: torch.Tensor, goal: torch.Tensor, valid: torch.Tensor, alpha: float, gamma: float
+def _focal_loss(
+    logits: torch.Tensor, is_object: torch.Tensor, valid: torch.Tensor, alpha: float, gamma: float
 ) -> torch.Tensor:
-    """Sigmoid focal loss, element by element, float32; 0 where not valid.
+    """Sigmoid focal loss (arXiv:1708.02002) of each element, in float32; 0 where not valid.
 
-    Masked before and after: a NaN that is only masked after comes back in the gradient as 0 * NaN.
+    Args:
+        logits: objectness, any shape.
+        is_object: 1.0 or 0.0, of the same shape.
+        valid: bool, broadcasts to the shape.
+        alpha: weight of objects; the others weigh 1 - alpha.
+        gamma: exponent that lowers the loss of queries that are right already.
     """
+    # Masked before and after: a NaN that is masked after alone would return in the gradient as 0 * NaN.
     logits = logits.float().masked_fill(~valid, 0.0)
-    entropy = binary_cross_entropy_with_logits(logits, goal, reduction="none")
-    # The probability of being wrong. `1 - sigmoid` would round to 0, where a power below 1 has no gradient.
-    wrong = (logits * (1 - 2 * goal)).sigmoid()
-    weight = alpha * goal + (1 - alpha) * (1 - goal)
+    entropy = binary_cross_entropy_with_logits(logits, is_object, reduction="none")
+    # The probability of being wrong. `1 - sigmoid` would round to 0, where a power below 1 has no finite gradient.
+    wrong = (logits * (1 - 2 * is_object)).sigmoid()
+    weight = alpha * is_object + (1 - alpha) * (1 - is_object)
     return (weight * wrong**gamma * entropy).masked_fill(~valid, 0.0)
 
 
 def caption_sums(logits: torch.Tensor, captions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, C, V] and [M, C] (-100 after the end) -> sum of token losses and their number.
+    """Cross entropy of captions: the sum over their tokens in nats, and the number of tokens.
 
-    Position t predicts token t. Without any clue the mean is log(V), chance.
+    The mean is log(V) for a model that knows nothing.
+
+    Args:
+        logits: [M, C, V]; position t predicts token t.
+        captions: [M, C] int64, IGNORE_INDEX after the end token.
+
+    Shapes: M captions, C tokens in a caption, V tokens in the vocabulary.
     """
-    total = cross_entropy(logits.float().flatten(0, 1), captions.flatten(), ignore_index=-100, reduction="sum")
-    return total, (captions != -100).sum()
+    total = cross_entropy(logits.float().flatten(0, 1), captions.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    return total, (captions != IGNORE_INDEX).sum()
 
 
 def denoising_sums(
@@ -99,14 +131,25 @@ def denoising_sums(
     alpha: float,
     gamma: float,
 ) -> dict[str, torch.Tensor]:
-    """Losses of denoising queries, named `<name>_aux_dn{i}`.
+    """Sum the losses of denoising queries (DINO, arXiv:2203.03605) of each decoder layer, named `<name>_aux_dn{i}`.
 
-    boxes: [L, B, K, 4]; logits: [L, B, K]; targets: [B, K, 4]; positive, valid: [B, K] bool.
+    Args:
+        boxes: [L, B, K, 4] cxcywh.
+        logits: [L, B, K], objectness.
+        targets: [B, K, 4] cxcywh, the true boxes.
+        positive: [B, K] bool, True where the query shall predict its object.
+        valid: [B, K] bool, False at padding.
+        alpha, gamma: of the focal loss.
+
+    Shapes: L decoder layers, B samples, K denoising queries of a sample.
     """
-    near = positive & valid
-    found = torch.where(near[..., None], boxes.float(), targets)  # what is not compared has no gradient, NaN or not
-    distance = (found - targets).abs().sum(-1)
-    overlap = (1 - iou_and_giou(to_corners(found), to_corners(targets))[1]).masked_fill(~near, 0.0)
-    focal = focal_loss(logits, positive.float().expand_as(logits), valid, alpha, gamma)
-    values = {"bbox_l1_loss": distance, "bbox_giou_loss": overlap, "objectness_loss": focal}
+    # Boxes: the positives alone. The others are replaced before anything is computed, so that their gradient is 0 even
+    # where they are NaN.
+    compared = positive & valid
+    predicted = torch.where(compared[..., None], boxes.float(), targets)
+    distance = (predicted - targets).abs().sum(-1)
+    giou_loss = (1 - iou_and_giou(to_corners(predicted), to_corners(targets))[1]).masked_fill(~compared, 0.0)
+    # Objectness: every query.
+    focal = _focal_loss(logits, positive.float().expand_as(logits), valid, alpha, gamma)
+    values = {"bbox_l1_loss": distance, "bbox_giou_loss": giou_loss, "objectness_loss": focal}
     return {f"{name}_aux_dn{i}": value[i].sum() for name, value in values.items() for i in range(len(boxes))}

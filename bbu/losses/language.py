@@ -1,9 +1,9 @@
-"""The language loss: cross entropy on supervised answers, as sums, with teachers' and students' tokens apart.
+"""The language loss: cross entropy on supervised answers, as separate sums for teachers and students.
 
-Nothing is averaged here. A mean over a micro-batch would make the gradient depend on how samples are spread
-over micro-batches, ranks and packs; sums divided once by the global token count do not.
+Nothing is averaged here. With a mean over each micro-batch, the gradient would depend on how samples are distributed
+over micro-batches, ranks and packed rows. With sums, divided once by the global token count, it does not.
 
-Shapes: B samples, S tokens of a sequence, T supervised tokens, H hidden width, V vocabulary.
+Shapes: B rows, S tokens in a row, T supervised tokens, H width of the language model, V tokens in the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,27 +15,36 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from bbu.schema import IGNORE_INDEX
+
 
 @dataclass(frozen=True)
 class Supervision:
-    """Where a batch is supervised, aligned to the position that predicts: labels are shifted already."""
+    """The supervised tokens of a batch, each aligned to the position that predicts it (labels are shifted already).
+
+    B rows, S tokens in a row, T supervised tokens.
+    """
 
     positions: torch.Tensor
-    """[B, S] bool, predicts a supervised token; fits the model's `logits_to_keep`"""
+    """[B, S] bool: True where the next token is supervised; fits the model's `logits_to_keep`."""
     targets: torch.Tensor
-    """[T] int64, the tokens to predict"""
+    """[T] int64: the tokens to predict."""
     is_teacher: torch.Tensor
-    """[T] bool, the token belongs to a teacher's answer; every other one is the student's"""
+    """[T] bool: True for tokens of a teacher's answer; all others belong to the student's."""
 
 
 @dataclass(frozen=True)
 class LanguageSums:
-    """Unweighted sums of token losses (nats, float32, with graph) and their token counts (int64)."""
+    """Unweighted sums of token losses, and their numbers of tokens."""
 
     teacher_loss: torch.Tensor
+    """[] float32 with graph: sum over the teachers' tokens, in nats."""
     student_loss: torch.Tensor
+    """[] float32 with graph: sum over the students' tokens, in nats."""
     teacher_tokens: torch.Tensor
+    """[] int64: supervised tokens of teachers."""
     student_tokens: torch.Tensor
+    """[] int64: supervised tokens of students."""
 
     @property
     def loss(self) -> torch.Tensor:
@@ -52,15 +61,18 @@ class LanguageSums:
         return teacher_weight * self.teacher_loss + student_weight * self.student_loss
 
 
-def find_supervision(labels: torch.Tensor, teacher_mask: torch.Tensor, *, ignore_index: int = -100) -> Supervision:
+def find_supervision(labels: torch.Tensor, teacher_mask: torch.Tensor) -> Supervision:
     """Align labels to the positions that predict them.
 
-    labels: [B, S] int64, not shifted; `ignore_index` where unsupervised. The first token of a sequence has
-        no predecessor and is never a target; in a pack the first token of each sample must be unsupervised.
-    teacher_mask: [B, S] bool, tokens of teachers' answers.
+    Args:
+        labels: [B, S] int64, not shifted; IGNORE_INDEX where unsupervised. The first token of a row has no
+            predecessor and is never a target; in a packed row the first token of each sample must be unsupervised.
+        teacher_mask: [B, S] bool, True at tokens of teachers' answers.
+
+    Shapes: B rows, S tokens in a row.
     """
-    supervised = labels[:, 1:] != ignore_index
-    last = torch.zeros_like(supervised[:, :1])  # the last token predicts nothing
+    supervised = labels[:, 1:] != IGNORE_INDEX
+    last = torch.zeros_like(supervised[:, :1])  # no token follows the last one
     return Supervision(
         positions=torch.cat([supervised, last], dim=1),
         targets=labels[:, 1:][supervised],
@@ -75,32 +87,41 @@ def language_sums(
     *,
     chunk_size: int = 0,
 ) -> LanguageSums:
-    """Sums from the model's last states, with logits at supervised positions only.
+    """Sum the losses of a batch, with logits at supervised positions only.
 
-    states: [B, S, H]; head: [*, H] -> [*, V], usually `lm_head`.
-    chunk_size: logits of so many positions exist at once, recomputed in the backward pass; 0 is all, kept.
+    Args:
+        states: [B, S, H], the model's last states.
+        head: [*, H] -> [*, V], usually `lm_head` (* any dimensions).
+        supervision: the supervised tokens.
+        chunk_size: number of positions whose logits exist at once; the backward pass computes them again. 0 keeps
+            the logits of all positions.
+
+    Shapes: B rows, S tokens in a row, H width of the language model, V tokens in the vocabulary.
     """
-    kept = states[supervision.positions]
-    if not 0 < chunk_size < len(kept):
-        return split_by_role(token_losses(head(kept), supervision.targets), supervision.is_teacher)
+    supervised = states[supervision.positions]
+    if not 0 < chunk_size < len(supervised):
+        return _split_by_role(_token_losses(head(supervised), supervision.targets), supervision.is_teacher)
     losses = [
-        _recomputed(head, part, targets)
-        for part, targets in zip(kept.split(chunk_size), supervision.targets.split(chunk_size), strict=True)
+        _recomputed_losses(head, part, targets)
+        for part, targets in zip(supervised.split(chunk_size), supervision.targets.split(chunk_size), strict=True)
     ]
-    return split_by_role(torch.cat(losses), supervision.is_teacher)
+    return _split_by_role(torch.cat(losses), supervision.is_teacher)
 
 
-def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """[T, V] and [T] -> [T] float32. In float32 because a bfloat16 softmax over 150k tokens loses digits."""
+def _token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each token: [T, V] and [T] -> [T] (T supervised tokens, V tokens in the vocabulary).
+
+    In float32, because a bfloat16 softmax over 150,000 tokens is too inexact.
+    """
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
-def split_by_role(losses: torch.Tensor, is_teacher: torch.Tensor) -> LanguageSums:
-    """[T] losses and [T] bool -> sums; an empty batch gives zeros that still carry a graph."""
+def _split_by_role(losses: torch.Tensor, is_teacher: torch.Tensor) -> LanguageSums:
+    """Sum [T] losses by role; an empty batch gives zeros that still have a graph (T supervised tokens)."""
     zero = losses.new_zeros(())
     teacher_tokens = is_teacher.sum()
     return LanguageSums(
-        # where, not a product: a NaN of one role must not become a NaN of the other.
+        # `where` instead of a product: a NaN of one role must not become a NaN of the other.
         teacher_loss=torch.where(is_teacher, losses, zero).sum(),
         student_loss=torch.where(is_teacher, zero, losses).sum(),
         teacher_tokens=teacher_tokens,
@@ -108,11 +129,13 @@ def split_by_role(losses: torch.Tensor, is_teacher: torch.Tensor) -> LanguageSum
     )
 
 
-def _recomputed(
+def _recomputed_losses(
     head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
+    """Token losses whose logits are not stored, but computed again in the backward pass."""
+
     def losses(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return token_losses(head(states), targets)
+        return _token_losses(head(states), targets)
 
     result = checkpoint(losses, states, targets, use_reentrant=False)
     assert isinstance(result, torch.Tensor)

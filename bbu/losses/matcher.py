@@ -1,4 +1,7 @@
-"""Which query answers for which object: the assignment of least cost, one vectorised cost for the whole batch."""
+"""Bipartite matching of queries and objects, with one vectorised cost for all samples and decoder layers.
+
+Shapes: L outputs of the head, B samples, Q queries of a sample, N targets of a sample, R matched pairs.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +16,36 @@ from bbu.boxes import pairwise_iou_and_giou, to_corners
 from bbu.config.domains import DetectionConfig
 
 _WORST_COST = 1e6
-"""Cost of a pair whose cost is not a finite number."""
+"""Stands in for a cost that is not finite: far above every real one, and finite, as linear_sum_assignment needs."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Matched pairs of all layers: four [R] int64 tensors. `target` counts through all samples' targets in order.
+    """R matched pairs of a query and a target, ordered by layer.
 
-    Layer after layer, each with as many pairs: how many a sample has follows from its queries and targets alone.
+    Every layer has the same number of pairs, because it follows from the numbers of queries and targets alone.
     """
 
     layer: torch.Tensor
+    """[R] int64: output of the head."""
     sample: torch.Tensor
+    """[R] int64: sample in the batch."""
     query: torch.Tensor
+    """[R] int64: query of the sample."""
     target: torch.Tensor
+    """[R] int64: target, counted through all samples of the batch in order."""
     layers: int
-    """how many layers' pairs these are"""
+    """Number of layers that the pairs belong to."""
 
     @property
     def last_layer(self) -> Matches:
-        """The pairs of the last layer alone: a slice, since looking for them would be one more wait for the device."""
+        """The pairs of the last layer. A slice: to search for them would make the host wait for the device again."""
         start = len(self.layer) - len(self.layer) // self.layers
         return Matches(self.layer[start:], self.sample[start:], self.query[start:], self.target[start:], layers=1)
 
 
 class HungarianMatcher:
-    """DETR's bipartite matching (arXiv:2005.12872), with the focal cost of Deformable DETR for objectness."""
+    """Bipartite matching of DETR (arXiv:2005.12872), with the focal cost of Deformable DETR (arXiv:2010.04159)."""
 
     def __init__(self, config: DetectionConfig) -> None:
         self._box, self._giou = config.detection_cost_bbox, config.detection_cost_giou
@@ -49,42 +56,68 @@ class HungarianMatcher:
     def __call__(
         self, boxes: torch.Tensor, logits: torch.Tensor, valid: torch.Tensor, targets: Sequence[torch.Tensor]
     ) -> Matches:
-        """boxes: [L, B, Q, 4] cxcywh; logits: [L, B, Q]; valid: [B, Q]; targets: B tensors [N, 4] cxcywh.
+        """Match every target to one query, at the least total cost of each layer and sample.
 
-        A sample with more targets than valid queries gives every valid query one, at the least total cost.
+        In a sample with more targets than valid queries, every valid query gets a target and the others stay
+        unmatched.
+
+        Args:
+            boxes: [L, B, Q, 4] cxcywh.
+            logits: [L, B, Q], objectness.
+            valid: [B, Q] bool, False at padding.
+            targets: B tensors [N, 4] cxcywh.
+
+        Shapes: L outputs of the head, B samples, Q queries, N targets of a sample.
         """
         counts = [len(t) for t in targets]
         pairs = np.zeros((4, 0), dtype=np.int64)
         if max(counts, default=0):
-            pairs = _assign_targets(self._costs(boxes, logits, valid, targets).cpu().numpy(), counts)  # the one wait
+            pairs = _assign_targets(
+                self._costs(boxes, logits, valid, targets).cpu().numpy(), counts
+            )  # the only wait for the device
         return Matches(*torch.from_numpy(pairs).to(boxes.device, non_blocking=True), layers=len(boxes))
 
     def _costs(
         self, boxes: torch.Tensor, logits: torch.Tensor, valid: torch.Tensor, targets: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """[L, B, Q, N], N the most targets of a sample; infinite for padding queries, padding columns are not read."""
+        """Cost of each pair: [L, B, Q, N], infinite for padding queries; columns of padding targets are not read.
+
+        L outputs of the head, B samples, Q queries, N the most targets of any sample.
+        """
         truth = torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True).float()
         boxes = boxes.float()
         probability = logits.float().sigmoid()
+        # The focal loss that a query would have as an object, less the one it would have as none.
         positive = self._alpha * (1 - probability) ** self._gamma * -torch.nn.functional.logsigmoid(logits.float())
         negative = (1 - self._alpha) * probability**self._gamma * -torch.nn.functional.logsigmoid(-logits.float())
         distance = torch.cdist(boxes, truth.expand(len(boxes), -1, -1, -1), p=1)
         _, giou = pairwise_iou_and_giou(to_corners(boxes), to_corners(truth))
         cost = self._box * distance - self._giou * giou + self._object * (positive - negative)[..., None]
-        # A NaN must not end this rank here and leave the others waiting: the losses will be NaN too, and the step
-        # is refused by all ranks together.
+        # A NaN must not stop this rank here while the others wait: the losses will be NaN too, and then all ranks
+        # refuse the step together.
         cost = cost.nan_to_num(nan=_WORST_COST, posinf=_WORST_COST, neginf=_WORST_COST)
         return cost.masked_fill(~valid[None, :, :, None], float("inf"))
 
 
 def _assign_targets(costs: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """[L, B, Q, N] and B numbers of targets -> [4, R] int64: layer, sample, query, target, layer after layer."""
+    """Solve the assignment of each layer and sample.
+
+    Args:
+        costs: [L, B, Q, N].
+        counts: number of targets of each of B samples.
+
+    Returns:
+        [4, R] int64: layer, sample, query and target (counted through all samples) of each pair, ordered by layer.
+
+    Shapes: L outputs of the head, B samples, Q queries, N the most targets of any sample, R pairs.
+    """
     offsets = np.cumsum([0, *counts])
-    usable = [np.flatnonzero(np.isfinite(of_sample[:, 0])) for of_sample in costs[-1]]
+    # Padding queries have infinite costs in every layer; they are left out.
+    usable = [np.flatnonzero(np.isfinite(sample_costs[:, 0])) for sample_costs in costs[-1]]
     parts = []
-    for layer, of_layer in enumerate(costs):
+    for layer, layer_costs in enumerate(costs):
         for sample, (queries, count) in enumerate(zip(usable, counts, strict=True)):
-            rows, columns = linear_sum_assignment(of_layer[sample, queries, :count])
+            rows, columns = linear_sum_assignment(layer_costs[sample, queries, :count])
             part = np.empty((4, len(rows)), dtype=np.int64)
             part[0], part[1], part[2], part[3] = layer, sample, queries[rows], columns + offsets[sample]
             parts.append(part)

@@ -11,7 +11,7 @@ from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import load_dataset
 from bbu.data.types import IGNORE_INDEX
 from bbu.errors import DataError
-from bbu.losses.language import find_supervision, token_losses
+from bbu.losses.language import _token_losses, find_supervision
 from bbu.models.qwen import load_image_processor, load_tokenizer
 from bbu.models.tiny import build_tiny_model
 from tests.data.conftest import view, write_jpeg, write_jsonl
@@ -67,7 +67,7 @@ def run(model, batch, **options) -> tuple[torch.Tensor, torch.Tensor]:
     supervision = find_supervision(batch["labels"], batch["answer_roles"] == 1)
     given = {key: batch[key] for key in MODEL_KEYS if key in batch}
     logits = model(**given, **options).logits[supervision.positions]
-    losses = token_losses(logits, supervision.targets)
+    losses = _token_losses(logits, supervision.targets)
     losses.sum().backward()
     return losses.detach(), supervision.positions[0].nonzero().flatten()
 

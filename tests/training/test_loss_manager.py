@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from bbu.config.read import load_config
-from bbu.losses.language import split_by_role
+from bbu.losses.language import _split_by_role
 from bbu.training.loss_manager import LossManager, LossSum, global_counts, language_losses
 
 LOSSES = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
@@ -35,7 +35,7 @@ def make_manager(*, detection: bool = False, teacher: float = 0.5) -> LossManage
 
 
 def language_sums_of(values: torch.Tensor, where: slice) -> dict[str, LossSum]:
-    return language_losses(split_by_role(values[where], TEACHER[where]))
+    return language_losses(_split_by_role(values[where], TEACHER[where]))
 
 
 def loss_sum(total: float, count: int) -> LossSum:
