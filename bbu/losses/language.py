@@ -46,20 +46,6 @@ class LanguageSums:
     student_tokens: torch.Tensor
     """[] int64: supervised tokens of students."""
 
-    @property
-    def loss(self) -> torch.Tensor:
-        """Sum over all supervised tokens."""
-        return self.teacher_loss + self.student_loss
-
-    @property
-    def tokens(self) -> torch.Tensor:
-        """All supervised tokens: summed over ranks and micro-batches, what `weighted` is divided by."""
-        return self.teacher_tokens + self.student_tokens
-
-    def weighted(self, teacher_weight: float, student_weight: float) -> torch.Tensor:
-        """The sum to optimise, before division by the global token count."""
-        return teacher_weight * self.teacher_loss + student_weight * self.student_loss
-
 
 def find_supervision(labels: torch.Tensor, teacher_mask: torch.Tensor) -> Supervision:
     """Align labels to the positions that predict them.

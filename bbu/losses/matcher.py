@@ -72,9 +72,8 @@ class HungarianMatcher:
         counts = [len(t) for t in targets]
         pairs = np.zeros((4, 0), dtype=np.int64)
         if max(counts, default=0):
-            pairs = _assign_targets(
-                self._costs(boxes, logits, valid, targets).cpu().numpy(), counts
-            )  # the only wait for the device
+            costs = self._costs(boxes, logits, valid, targets).cpu().numpy()  # the only wait for the device
+            pairs = _assign_targets(costs, counts)
         return Matches(*torch.from_numpy(pairs).to(boxes.device, non_blocking=True), layers=len(boxes))
 
     def _costs(

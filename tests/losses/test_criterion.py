@@ -9,15 +9,15 @@ import torch
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
 
 from bbu.config.domains import DetectionConfig
-from bbu.losses.criterion import DetectionSums, SetCriterion, caption_sums, denoising_sums, focal_loss
+from bbu.losses.criterion import DetectionSums, SetCriterion, _focal_loss, caption_sums, denoising_sums
 from bbu.losses.matcher import HungarianMatcher
 from tests.losses.conftest import Case, make_case
-from tests.losses.test_matcher import waits
+from tests.losses.device_waits import device_waits
 
 NAMES = {"loss_ce": "objectness_loss", "loss_bbox": "bbox_l1_loss", "loss_giou": "bbox_giou_loss"}
 
 
-def sums(detection: DetectionConfig, case: Case) -> DetectionSums:
+def detection_sums(detection: DetectionConfig, case: Case) -> DetectionSums:
     matches = HungarianMatcher(detection)(case.boxes, case.logits, case.valid, case.targets)
     return SetCriterion(detection)(case.boxes, case.logits, case.valid, case.targets, matches)
 
@@ -25,21 +25,21 @@ def sums(detection: DetectionConfig, case: Case) -> DetectionSums:
 @pytest.mark.parametrize("counts", [[3, 5], [0, 4], [1], [0, 0]])
 def test_losses_are_those_of_transformers(detection: DetectionConfig, counts: list[int]):
     case = make_case(counts)
-    own = sums(detection, case)
+    ours = detection_sums(detection, case)
     matcher = DeformableDetrHungarianMatcher(class_cost=2.0, bbox_cost=5.0, giou_cost=2.0)
     theirs = DeformableDetrImageLoss(matcher, num_classes=1, focal_alpha=0.25, losses=["labels", "boxes"])
     labels = [{"class_labels": torch.zeros(len(t), dtype=torch.int64), "boxes": t} for t in case.targets]
     for layer, suffix in ((0, "_aux0"), (1, "")):
-        found = theirs({"logits": case.logits[layer, ..., None], "pred_boxes": case.boxes[layer]}, labels)
-        for name, ours in NAMES.items():
-            expected = found[name].item() * max(sum(counts), 1)
-            assert own.sums[ours + suffix].item() == pytest.approx(expected, rel=1e-5, abs=1e-6), name + suffix
-    assert own.boxes == sum(counts)
+        their_losses = theirs({"logits": case.logits[layer, ..., None], "pred_boxes": case.boxes[layer]}, labels)
+        for their_name, our_name in NAMES.items():
+            expected = their_losses[their_name].item() * max(sum(counts), 1)
+            assert ours.sums[our_name + suffix].item() == pytest.approx(expected, rel=1e-5, abs=1e-6), our_name + suffix
+    assert ours.boxes == sum(counts)
 
 
 def test_halves_of_a_batch_add_up_to_the_whole_losses_and_gradients(detection: DetectionConfig):
     whole = make_case([3, 0, 2, 4])
-    total = sums(detection, whole)
+    total = detection_sums(detection, whole)
     sum(total.sums.values()).backward()
     parts = []
     for rows in (slice(0, 2), slice(2, 4)):
@@ -49,7 +49,7 @@ def test_halves_of_a_batch_add_up_to_the_whole_losses_and_gradients(detection: D
             whole.valid[rows],
             whole.targets[rows],
         )
-        parts.append((part, sums(detection, part)))
+        parts.append((part, detection_sums(detection, part)))
         sum(parts[-1][1].sums.values()).backward()
     for name, value in total.sums.items():
         assert value.item() == pytest.approx(sum(p.sums[name].item() for _, p in parts), rel=1e-5, abs=1e-6)
@@ -59,7 +59,7 @@ def test_halves_of_a_batch_add_up_to_the_whole_losses_and_gradients(detection: D
 
 def test_without_any_object_every_output_still_has_a_gradient(detection: DetectionConfig):
     case = make_case([0, 0])
-    total = sum(sums(detection, case).sums.values())
+    total = sum(detection_sums(detection, case).sums.values())
     total.backward()
     assert case.boxes.grad is not None and not case.boxes.grad.any()
     assert case.logits.grad is not None and case.logits.grad.all()
@@ -71,7 +71,7 @@ def test_padding_queries_change_no_bit(detection: DetectionConfig):
         changed.valid[:, 7:] = False
     other.logits.data[:, :, 7:] = 50.0
     other.boxes.data[:, :, 7:] = 0.5
-    one, two = sums(detection, case), sums(detection, other)
+    one, two = detection_sums(detection, case), detection_sums(detection, other)
     assert all(torch.equal(one.sums[name], two.sums[name]) for name in one.sums)
 
 
@@ -80,26 +80,26 @@ def test_not_even_a_nan_of_a_padding_query_reaches_losses_or_gradients(detection
     for changed in (case, other):
         changed.valid[:, 7:] = False
     other.logits.data[:, :, 7:] = other.boxes.data[:, :, 7:] = float("nan")
-    for one, two in zip(everything(detection, case), everything(detection, other), strict=True):
+    for one, two in zip(losses_and_gradients(detection, case), losses_and_gradients(detection, other), strict=True):
         assert torch.equal(one, two)
 
 
-def everything(detection: DetectionConfig, case: Case) -> list[torch.Tensor]:
+def losses_and_gradients(detection: DetectionConfig, case: Case) -> list[torch.Tensor]:
     """Losses and gradients, with every query taken for a denoising one too."""
     targets, positive = torch.full((*case.valid.shape, 4), 0.3), torch.arange(case.valid.shape[1]) % 2 == 0
-    own = sums(detection, case).sums
+    matched = detection_sums(detection, case).sums
     denoised = denoising_sums(
         case.boxes, case.logits, targets, positive.expand_as(case.valid), case.valid, alpha=0.25, gamma=2.0
     )
-    values = [*own.values(), *denoised.values()]
+    values = [*matched.values(), *denoised.values()]
     return [*values, *torch.autograd.grad(sum(values), [case.boxes, case.logits])]
 
 
 @pytest.mark.parametrize("broken", ["boxes", "logits"])
-def test_a_nan_of_any_other_query_is_told_matched_or_not(detection: DetectionConfig, broken: str):
+def test_a_nan_of_any_real_query_reaches_the_loss_matched_or_not(detection: DetectionConfig, broken: str):
     case = make_case([1])
     getattr(case, broken).data[:, 0, :5] = float("nan")
-    assert sum(sums(detection, case).sums.values()).isnan()
+    assert sum(detection_sums(detection, case).sums.values()).isnan()
 
 
 def test_neither_losses_nor_gradients_wait_for_the_device(detection: DetectionConfig, monkeypatch: pytest.MonkeyPatch):
@@ -107,17 +107,17 @@ def test_neither_losses_nor_gradients_wait_for_the_device(detection: DetectionCo
     matches = HungarianMatcher(detection)(case.boxes, case.logits, case.valid, case.targets)
 
     def step() -> None:
-        found = SetCriterion(detection)(case.boxes, case.logits, case.valid, case.targets, matches)
-        sum(found.sums.values()).backward()
+        losses = SetCriterion(detection)(case.boxes, case.logits, case.valid, case.targets, matches)
+        sum(losses.sums.values()).backward()
 
-    assert waits(step, monkeypatch) == []
+    assert device_waits(step, monkeypatch) == []
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_loss_has_a_gradient_where_the_answer_is_quite_sure(gamma: float):
     logits = torch.tensor([-40.0, 40.0, -200.0, 200.0], requires_grad=True)
-    goal, valid = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.ones(4, dtype=torch.bool)
-    loss = focal_loss(logits, goal, valid, 0.25, gamma)
+    is_object, valid = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.ones(4, dtype=torch.bool)
+    loss = _focal_loss(logits, is_object, valid, 0.25, gamma)
     loss.sum().backward()
     torch.testing.assert_close(loss, torch.tensor([0.0, 0.0, 0.25 * 200, 0.75 * 200]))
     torch.testing.assert_close(logits.grad, torch.tensor([0.0, 0.0, -0.25, 0.75]))

@@ -52,6 +52,14 @@ def sums(model: Toy, chosen, *, extra: int = 0, chunk_size: int = 0) -> Language
     return language_sums(model(ids), model.head, find_supervision(labels, mask), chunk_size=chunk_size)
 
 
+def total_loss(parts: LanguageSums) -> torch.Tensor:
+    return parts.teacher_loss + parts.student_loss
+
+
+def total_tokens(parts: LanguageSums) -> torch.Tensor:
+    return parts.teacher_tokens + parts.student_tokens
+
+
 def accumulate(size: int, extra: int = 0, chunk_size: int = 0) -> tuple[float, list[torch.Tensor]]:
     """Loss and gradients of the four samples in micro-batches of `size`, divided by the global count."""
     model, rows = Toy(), samples()
@@ -59,7 +67,8 @@ def accumulate(size: int, extra: int = 0, chunk_size: int = 0) -> tuple[float, l
     tokens = sum(int(find_supervision(*batch(p)[1:]).positions.sum()) for p in parts)
     total = 0.0
     for part in parts:
-        loss = sums(model, part, extra=extra, chunk_size=chunk_size).weighted(0.3, 1.0) / tokens
+        part_sums = sums(model, part, extra=extra, chunk_size=chunk_size)
+        loss = (0.3 * part_sums.teacher_loss + part_sums.student_loss) / tokens
         loss.backward()
         total += float(loss.detach())
     return total, [p.grad for p in model.parameters() if p.grad is not None]
@@ -80,8 +89,8 @@ def test_loss_and_gradients_do_not_depend_on_accumulation_padding_or_chunks(size
 def test_a_mean_of_micro_batch_means_would_depend_on_accumulation():
     model, rows = Toy(), samples()
     whole = sums(model, rows)
-    means = [float((s.loss / s.tokens).detach()) for s in (sums(model, [row]) for row in rows)]
-    assert abs(sum(means) / 4 - float((whole.loss / whole.tokens).detach())) > 1e-3
+    means = [float((total_loss(s) / total_tokens(s)).detach()) for s in (sums(model, [row]) for row in rows)]
+    assert abs(sum(means) / 4 - float((total_loss(whole) / total_tokens(whole)).detach())) > 1e-3
 
 
 def test_teacher_and_student_add_up_to_torchs_own_cross_entropy():
@@ -89,40 +98,34 @@ def test_teacher_and_student_add_up_to_torchs_own_cross_entropy():
     ids, labels, _ = batch(rows)
     logits = model.head(model(ids))[:, :-1]
     expected = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-    found = sums(model, rows)
-    torch.testing.assert_close(found.loss.double(), expected, rtol=1e-5, atol=1e-5)
-    assert found.teacher_tokens == 4
-    assert found.student_tokens == sum(n - start for n, (_, start) in zip(LENGTHS, ANSWERS, strict=True))
-    assert 0 < found.teacher_loss < found.loss
-
-
-def test_each_role_has_its_weight():
-    found = sums(Toy(), samples())
-    torch.testing.assert_close(found.weighted(0.0, 1.0), found.student_loss)
-    torch.testing.assert_close(found.weighted(2.0, 0.0), 2 * found.teacher_loss)
+    actual = sums(model, rows)
+    torch.testing.assert_close(total_loss(actual).double(), expected, rtol=1e-5, atol=1e-5)
+    assert actual.teacher_tokens == 4
+    assert actual.student_tokens == sum(n - start for n, (_, start) in zip(LENGTHS, ANSWERS, strict=True))
+    assert 0 < actual.teacher_loss < total_loss(actual)
 
 
 def test_a_batch_without_supervision_gives_zero_and_still_has_a_graph():
     model = Toy()
     ids, labels, mask = batch(samples())
-    found = language_sums(model(ids), model.head, find_supervision(torch.full_like(labels, -100), mask))
-    found.loss.backward()
-    assert found.loss == 0 and found.tokens == 0
+    actual = language_sums(model(ids), model.head, find_supervision(torch.full_like(labels, -100), mask))
+    total_loss(actual).backward()
+    assert total_loss(actual) == 0 and total_tokens(actual) == 0
     assert model.head.weight.grad is not None and not model.head.weight.grad.any()
 
 
 def test_the_first_token_of_a_sequence_is_never_a_target():
     labels = torch.tensor([[5, 6, 7]])
-    found = find_supervision(labels, torch.zeros_like(labels, dtype=torch.bool))
-    assert found.targets.tolist() == [6, 7]
-    assert found.positions.tolist() == [[True, True, False]]
+    supervision = find_supervision(labels, torch.zeros_like(labels, dtype=torch.bool))
+    assert supervision.targets.tolist() == [6, 7]
+    assert supervision.positions.tolist() == [[True, True, False]]
 
 
 def test_a_broken_teacher_loss_does_not_reach_the_students_sum():
     supervision = find_supervision(torch.tensor([[-100, 1, 2]]), torch.tensor([[False, True, False]]))
     states = torch.tensor([[[float("nan")] * 4, [0.0] * 4, [0.0] * 4]])
-    found = language_sums(states, nn.Identity(), supervision)
-    assert found.teacher_loss.isnan() and found.student_loss.isfinite()
+    actual = language_sums(states, nn.Identity(), supervision)
+    assert actual.teacher_loss.isnan() and actual.student_loss.isfinite()
 
 
 @pytest.mark.parametrize("chunk_size", [0, 2])
@@ -133,11 +136,13 @@ def test_on_qwen_it_is_the_models_own_loss_times_its_tokens(chunk_size):
     labels[:, :4], labels[0, 8:], mask[:, 4:6] = -100, -100, True
     supervision = find_supervision(labels, mask)
     states = model.model(input_ids=ids).last_hidden_state
-    found = language_sums(states, model.lm_head, supervision, chunk_size=chunk_size)
-    torch.testing.assert_close(found.loss / found.tokens, model(input_ids=ids, labels=labels).loss)
+    actual = language_sums(states, model.lm_head, supervision, chunk_size=chunk_size)
+    torch.testing.assert_close(total_loss(actual) / total_tokens(actual), model(input_ids=ids, labels=labels).loss)
     # The same positions as a mask for the model itself: logits [T, V] without the rest.
     logits = model(input_ids=ids, logits_to_keep=supervision.positions).logits
-    torch.testing.assert_close(cross_entropy(logits.view(-1, 64), supervision.targets, reduction="sum"), found.loss)
+    torch.testing.assert_close(
+        cross_entropy(logits.view(-1, 64), supervision.targets, reduction="sum"), total_loss(actual)
+    )
 
 
 def qwen() -> Qwen2_5_VLForConditionalGeneration:

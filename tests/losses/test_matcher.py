@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.profiler import ProfilerActivity, profile
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 
 from bbu.config.domains import DetectionConfig
 from bbu.losses.matcher import HungarianMatcher, Matches
 from tests.losses.conftest import Case, make_case
+from tests.losses.device_waits import device_waits
 
 
-def match(detection: DetectionConfig, case: Case) -> Matches:
+def match_case(detection: DetectionConfig, case: Case) -> Matches:
     return HungarianMatcher(detection)(case.boxes, case.logits, case.valid, case.targets)
 
 
@@ -29,7 +27,7 @@ def pairs(matches: Matches, layer: int, sample: int, offset: int) -> set[tuple[i
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=5), st.integers(8, 20), st.integers(0, 1000))
 def test_every_layer_is_matched_as_transformers_would(detection, counts: list[int], queries: int, seed: int):
     case = make_case(counts, queries, seed=seed)
-    matches = match(detection, case)
+    matches = match_case(detection, case)
     theirs = DeformableDetrHungarianMatcher(class_cost=2.0, bbox_cost=5.0, giou_cost=2.0)
     labels = [{"class_labels": torch.zeros(len(t), dtype=torch.int64), "boxes": t} for t in case.targets]
     for layer in range(2):
@@ -42,13 +40,13 @@ def test_every_layer_is_matched_as_transformers_would(detection, counts: list[in
 def test_padding_queries_are_never_matched(detection: DetectionConfig):
     case = make_case([4, 2])
     case.valid[0, :6] = False
-    assert (match(detection, case).query[match(detection, case).sample == 0] >= 6).all()
+    assert (match_case(detection, case).query[match_case(detection, case).sample == 0] >= 6).all()
 
 
 def test_more_targets_than_queries_match_as_many_as_there_are(detection: DetectionConfig):
     case = make_case([7], queries=10)
     case.valid[0, 3:] = False
-    matches = match(detection, case)
+    matches = match_case(detection, case)
     assert (
         matches.last_layer.query.sort().values.tolist() == [0, 1, 2]
         and len(set(matches.last_layer.target.tolist())) == 3
@@ -56,17 +54,17 @@ def test_more_targets_than_queries_match_as_many_as_there_are(detection: Detecti
 
 
 def test_without_targets_there_is_nothing_to_match(detection: DetectionConfig):
-    assert len(match(detection, make_case([0, 0])).query) == 0
+    assert len(match_case(detection, make_case([0, 0])).query) == 0
 
 
 def test_the_last_layers_pairs_are_those_whose_layer_is_the_last(detection: DetectionConfig):
     case = make_case([3, 0, 5, 2], queries=6, layers=3)
     case.valid[2, 2:] = False  # fewer queries than targets
-    matches = match(detection, case)
-    own, last = matches.layer == 2, matches.last_layer
+    matches = match_case(detection, case)
+    in_last_layer, last = matches.layer == 2, matches.last_layer
     assert last.layer.tolist() == [2] * (3 + 2 + 2)
     for name in ("sample", "query", "target"):
-        assert getattr(last, name).tolist() == getattr(matches, name)[own].tolist()
+        assert getattr(last, name).tolist() == getattr(matches, name)[in_last_layer].tolist()
     assert last.last_layer.query.tolist() == last.query.tolist()
 
 
@@ -77,31 +75,15 @@ def test_a_cost_that_is_no_number_is_the_last_choice_and_does_not_stop_the_rank(
     case = make_case([2, 2])
     case.boxes.data[1, 0, :8] = value
     case.logits.data[1, 1, :8] = value
-    assert set(match(detection, case).last_layer.query.tolist()) <= {8, 9}
-
-
-def waits(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What makes a GPU's host wait: copies to the host, and reads of single values or of how many are True.
-
-    By the profiler, because autograd and boolean indexing read inside C++, where a dispatch mode sees nothing.
-    """
-    found: list[str] = []
-    for name in ("cpu", "tolist"):
-        stock = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda tensor, n=name, s=stock: found.append(n) or s(tensor))
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        call()
-    monkeypatch.undo()
-    reads = {"aten::_local_scalar_dense", "aten::nonzero"}
-    return found + [event.name for event in profiled.events() or () if event.name in reads]
+    assert set(match_case(detection, case).last_layer.query.tolist()) <= {8, 9}
 
 
 def test_the_count_of_waits_sees_those_inside_autograd_and_indexing(monkeypatch: pytest.MonkeyPatch):
     pair = torch.rand(3, 2, requires_grad=True)
-    assert waits(lambda: pair.prod(-1).sum().backward(), monkeypatch)
-    assert waits(lambda: pair[pair[:, 0] > 0.5], monkeypatch)
+    assert device_waits(lambda: pair.prod(-1).sum().backward(), monkeypatch)
+    assert device_waits(lambda: pair[pair[:, 0] > 0.5], monkeypatch)
 
 
 def test_one_copy_to_the_host_for_all_layers_and_samples(detection: DetectionConfig, monkeypatch: pytest.MonkeyPatch):
     case = make_case([3, 0, 5], layers=4)
-    assert waits(lambda: match(detection, case).last_layer, monkeypatch) == ["cpu"]
+    assert device_waits(lambda: match_case(detection, case).last_layer, monkeypatch) == ["cpu"]
