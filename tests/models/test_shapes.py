@@ -9,32 +9,20 @@ import pytest
 
 from tests.commands import ROOT
 
-PROGRAM = """
-import torch
-from bbu.train import check_shapes
-{switch}
-from bbu.models.detection_head import Memory, _patch_boxes
-print(hasattr(_patch_boxes, "__wrapped__"))
-n, p = 2, 6
-Memory(patches=torch.zeros(n, p, 8), patch_mask=torch.ones(n, {mask}, dtype=torch.{dtype}),
-       rows=torch.zeros(n, p).long(), columns=torch.zeros(n, p).long(), grid=torch.ones(n, 2).long(),
-       words=torch.zeros(n, 3, 4), word_mask=torch.ones(n, 3, dtype=torch.bool))
-print("made")
-"""
 
-
-def run(switch: str, mask: str = "p", dtype: str = "bool") -> subprocess.CompletedProcess[str]:
-    program = PROGRAM.format(switch=switch, mask=mask, dtype=dtype)
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+def make_memory(patches: int = 6, dtype: str = "bool", *, checked: bool) -> subprocess.CompletedProcess[str]:
+    """Build a Memory of 6 patches in a fresh process, with a mask of these patches and dtype."""
+    command = [sys.executable, "-m", "tests.models.memory_program", str(patches), dtype]
+    return subprocess.run([*command, *(["--checked"] * checked)], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_what_fits_passes_checked_or_not():
-    assert run("check_shapes()").stdout.split() == ["True", "made"]
-    assert run("").stdout.split() == ["False", "made"]
+    assert make_memory(checked=True).stdout.split() == ["True", "made"]
+    assert make_memory(checked=False).stdout.split() == ["False", "made"]
 
 
-@pytest.mark.parametrize(("mask", "dtype"), [("p + 1", "bool"), ("p", "float32")])
-def test_what_does_not_fit_is_stopped_and_named_when_checked(mask: str, dtype: str):
-    checked = run("check_shapes()", mask, dtype)
+@pytest.mark.parametrize(("patches", "dtype"), [(7, "bool"), (6, "float32")])
+def test_what_does_not_fit_is_stopped_and_named_when_checked(patches: int, dtype: str):
+    checked = make_memory(patches, dtype, checked=True)
     assert checked.returncode == 1 and "patch_mask" in checked.stderr, checked.stderr
-    assert run("", mask, dtype).stdout.split() == ["False", "made"]
+    assert make_memory(patches, dtype, checked=False).stdout.split() == ["False", "made"]
