@@ -1,4 +1,4 @@
-"""Typed errors and the exit codes they carry: the one place where a failure gets its number.
+"""Typed errors with their exit codes, and how an entry ends.
 
 An error message is one line for a person: what is wrong, where, and what to do about it.
 """
@@ -13,19 +13,20 @@ from collections.abc import Callable
 from types import FrameType
 
 PREEMPTED_EXIT_CODE = 75
-"""Reserved (EX_TEMPFAIL): state is saved on disk, requeue me. Every other code passes through unchanged."""
+"""The state is saved on disk: requeue the job. 75 is EX_TEMPFAIL of sysexits.h; no other error has this code."""
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-"""The signals that ask a task to save its state and leave with PREEMPTED_EXIT_CODE."""
+"""The signals that request a task to save its state and exit with PREEMPTED_EXIT_CODE."""
 
 
 class BBUError(Exception):
-    """Base of every error this project raises on purpose; `exit_code` is what the process returns."""
+    """Base of all errors that this project raises on purpose."""
 
     exit_code = 1
+    """What the process returns."""
 
 
 class ConfigError(BBUError):
-    """A run config or cluster profile is refused. Carries every finding at once, one line each."""
+    """A run config or cluster profile is refused. Carries all findings, one line each."""
 
     exit_code = 2
 
@@ -47,7 +48,7 @@ class ModelError(BBUError):
 
 
 class CheckpointError(BBUError):
-    """A checkpoint or run folder is incomplete, corrupt or held by somebody else."""
+    """A checkpoint or run folder is incomplete, corrupt or held by another process."""
 
     exit_code = 5
 
@@ -81,9 +82,11 @@ def raise_on_stop_signals() -> None:
         signal.signal(number, stop)
 
 
-def leave_at_once(code: int) -> None:
-    """For `run_entry`: end without tearing down, once all is written. A C++ thread of gloo or DeepSpeed now and then
-    aborts an interpreter that is done.
+def exit_without_teardown(code: int) -> None:
+    """End the process without the interpreter's own teardown, once all output is written; an `exit_process`.
+
+    A C++ thread of gloo or DeepSpeed sometimes aborts an interpreter that is being torn down, and with it the exit
+    code of a run that is complete.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -91,10 +94,15 @@ def leave_at_once(code: int) -> None:
     os._exit(code)
 
 
-def run_entry(main: Callable[[], int | None], leave: Callable[[int], object] = sys.exit) -> None:
-    """Run an entry point and leave the process: 0 or main's code, or one `error:` line per finding.
+def run_entry(main: Callable[[], int | None], exit_process: Callable[[int], object] = sys.exit) -> None:
+    """Run an entry point and end the process with its exit code.
 
-    A file that cannot be read or written is told in the same way: no stack of ours helps with a full disk.
+    A typed error, or a file that cannot be read or written, is reported in `error:` lines without a stack trace,
+    which would not help with a full disk.
+
+    Args:
+        main: returns the exit code; None is 0.
+        exit_process: ends the process with a code.
     """
     try:
         code = main()
@@ -103,8 +111,8 @@ def run_entry(main: Callable[[], int | None], leave: Callable[[int], object] = s
             print(f"error: {line}", file=sys.stderr)
         code = error.exit_code
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None:  # not about a file: a defect of ours, whose stack trace is needed
             raise
         print(f"error: {error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
         code = 1
-    leave(code or 0)
+    exit_process(code or 0)

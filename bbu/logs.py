@@ -1,4 +1,4 @@
-"""Logging set-up, called by entries only: who may speak, how loudly, and where it is written."""
+"""What a program reports: the logging set-up of the entries, lines to the person at the terminal, durations."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-SUMMARY = ("bbu.training", "bbu.train", "bbu.eval", "bbu.convert", "bbu.infer")
-"""Components heard at `log_level` even when `log_verbose` is off."""
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-HANDLER_PREFIX = "bbu-"
+_SUMMARY = ("bbu.training", "bbu.train", "bbu.eval", "bbu.convert", "bbu.infer")
+"""Components that log at `log_level` even when `log_verbose` is off."""
+_HANDLER_PREFIX = "bbu-"
+"""Begins the names of our handlers, so that a second set-up replaces them and leaves others alone."""
 
 
 def set_up_logging(level: str, verbose: bool, rank: int = 0, folder: Path | None = None) -> None:
-    """Route all logs to stderr and, given a folder, to `rank-{rank}.log` in it (appended).
+    """Send all logs to stderr and, given a folder, also to `rank-{rank}.log` in it (appended).
 
-    `level`: one of LEVELS. With `verbose` every component of bbu speaks at it, else SUMMARY only and the rest
-    from WARNING on. On stderr ranks but 0 speak from WARNING on; their files hold everything. Calling again
-    replaces the former set-up.
+    On stderr only rank 0 logs below WARNING; the files of the other ranks hold everything. A second call replaces
+    the set-up of the first.
+
+    Args:
+        level: DEBUG, INFO, WARNING or ERROR.
+        verbose: log all components of bbu at `level`; else those of `_SUMMARY` only, and the others from WARNING on.
+        rank: the process's rank.
+        folder: where the file is written; None writes no file.
     """
     formatter = logging.Formatter(f"%(asctime)s %(levelname)-7s rank{rank} %(name)s: %(message)s")
     console = logging.StreamHandler(sys.stderr)
@@ -31,16 +36,16 @@ def set_up_logging(level: str, verbose: bool, rank: int = 0, folder: Path | None
     _replace_handlers(handlers, formatter)
     _set_levels(level, verbose)
     logging.captureWarnings(True)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of a tenth of a second, once for each rank
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # each rank would show its own
 
 
 def rank_of(environ: Mapping[str, str]) -> int:
-    """This process's rank: torch's RANK, else srun's SLURM_PROCID, else 0."""
+    """Return the rank of a process from its environment: torch's RANK, else srun's SLURM_PROCID, else 0."""
     return int(environ.get("RANK") or environ.get("SLURM_PROCID") or 0)
 
 
-def duration(seconds: float | None) -> str:
-    """3725 -> 1:02:05; an unknown one is a question mark."""
+def format_duration(seconds: float | None) -> str:
+    """Write seconds as hours, minutes and seconds: 3725 becomes `1:02:05`; None becomes `?`."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -60,17 +65,17 @@ def print_notice(program: str, text: str) -> None:
 
 def _replace_handlers(handlers: Mapping[str, logging.Handler], formatter: logging.Formatter) -> None:
     root = logging.getLogger()
-    for old in [h for h in root.handlers if (h.name or "").startswith(HANDLER_PREFIX)]:
+    for old in [h for h in root.handlers if (h.name or "").startswith(_HANDLER_PREFIX)]:
         root.removeHandler(old)
         old.close()
     for name, handler in handlers.items():
-        handler.name = HANDLER_PREFIX + name
+        handler.name = _HANDLER_PREFIX + name
         handler.setFormatter(formatter)
         root.addHandler(handler)
 
 
 def _set_levels(level: str, verbose: bool) -> None:
-    wanted = logging.getLevelNamesMapping()[level]
-    logging.getLogger("bbu").setLevel(wanted if verbose else max(wanted, logging.WARNING))
-    for name in SUMMARY:
-        logging.getLogger(name).setLevel(wanted)
+    number = logging.getLevelNamesMapping()[level]
+    logging.getLogger("bbu").setLevel(number if verbose else max(number, logging.WARNING))
+    for name in _SUMMARY:
+        logging.getLogger(name).setLevel(number)

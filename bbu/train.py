@@ -15,7 +15,7 @@ import yaml
 
 from bbu.config.arguments import add_config_arguments, add_log_arguments, config_from_arguments
 from bbu.config.flat import DirectConfig
-from bbu.errors import leave_at_once, run_entry
+from bbu.errors import exit_without_teardown, run_entry
 from bbu.jobs.task import state_max_requeues
 from bbu.logs import rank_of, set_up_logging
 from bbu.run.folder import RunFolder
@@ -80,4 +80,4 @@ def _check_shapes() -> None:
 
 
 if __name__ == "__main__":
-    run_entry(main, leave_at_once)
+    run_entry(main, exit_without_teardown)

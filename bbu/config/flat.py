@@ -20,7 +20,7 @@ from bbu.config.domains import (
 
 @dataclass(frozen=True)
 class DirectConfig:
-    """A loaded run config. `config.key` reads any key of any domain; equal values make equal configs."""
+    """A loaded run config. `config.key` reads any key of any domain. Configs with equal values are equal."""
 
     model: ModelConfig
     training: TrainingConfig
@@ -28,7 +28,9 @@ class DirectConfig:
     detection: DetectionConfig
     infrastructure: InfrastructureConfig
     source: Path = dataclasses.field(compare=False)
+    """The file that it was read from."""
     overrides: tuple[str, ...] = dataclasses.field(compare=False, default=())
+    """The `key=value` texts that replaced values of the file."""
 
     def __getattr__(self, key: str) -> Any:
         if key not in OWNERS:
@@ -36,9 +38,9 @@ class DirectConfig:
         return getattr(getattr(self, OWNERS[key]), key)
 
     def as_flat(self) -> dict[str, Any]:
-        """All keys and values, in the order of the domains."""
+        """Return all keys with their values, in the order of the domains."""
         return {key: getattr(self, key) for key in OWNERS}
 
     def as_sections(self) -> dict[str, dict[str, Any]]:
-        """The v2 form: section → key → value."""
+        """Return the form in five sections: section → key → value."""
         return {name: dataclasses.asdict(getattr(self, name)) for name in DOMAINS}

@@ -18,7 +18,7 @@ from bbu.doctor.login import container_findings, host_facts, machine_findings
 from bbu.doctor.nodes import LoginNode, node_groups
 from bbu.doctor.probe import clock_ahead_s, run_probe
 from bbu.doctor.slurm import job_kinds, slurm_findings
-from bbu.errors import JobError, leave_at_once, run_entry
+from bbu.errors import JobError, exit_without_teardown, run_entry
 from bbu.jobs.clusters import ClusterProfile, load_profile
 from bbu.jobs.queue import run_slurm_command
 from bbu.logs import print_notice
@@ -111,4 +111,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_entry(main, leave_at_once)
+    run_entry(main, exit_without_teardown)

@@ -11,7 +11,7 @@ from bbu.errors import CheckpointError
 from bbu.evaluation.scores import Score, best_scores, latest_scores
 from bbu.jobs.queue import QueuedJob
 from bbu.jobs.run_status import RunView
-from bbu.logs import duration
+from bbu.logs import format_duration
 from bbu.run.checkpoints import verify_sizes
 from bbu.run.folder import RunFolder
 
@@ -25,14 +25,14 @@ Row = dict[str, str]
 def status_row(view: RunView) -> Row:
     """One run's line in the table of `bbu.status`."""
     status, checkpoint = view.status, _sound_checkpoint(view.run)
-    heartbeat = "-" if view.age is None else f"{duration(view.age)} ago" + (" STALE" if view.is_stale else "")
+    heartbeat = "-" if view.age is None else f"{format_duration(view.age)} ago" + (" STALE" if view.is_stale else "")
     return {
         "run": _short_name(view.run),
         "state": view.state,
         "step": "-" if status.step is None else f"{status.step}/{status.max_steps}",
         "loss": _number(status.loss),
         "samples/s": _number(status.samples_per_second),
-        "left": duration(status.seconds_left) if status.phase == "training" else "-",
+        "left": format_duration(status.seconds_left) if status.phase == "training" else "-",
         "heartbeat": heartbeat,
         "checkpoint": "-" if checkpoint is None else str(checkpoint),
         "F1": ", ".join(f"{score.source} {score.f1:.3f}" for score in latest_scores(view.run)) or "-",

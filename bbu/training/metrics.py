@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bbu.config.domains import InfrastructureConfig
-from bbu.logs import duration
+from bbu.logs import format_duration
 from bbu.run.folder import RunFolder
 from bbu.run.status import RunStatus, write_status
 from bbu.training.flops import Work
@@ -144,7 +144,7 @@ class ProgressCallback(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         elif self._display == "lines":
-            left = duration(self._pace.seconds_left(state))
+            left = format_duration(self._pace.seconds_left(state))
             logger.info("step %d/%d: %s, %s left", state.global_step, state.max_steps, text, left)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
