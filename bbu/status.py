@@ -24,7 +24,7 @@ _CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the state of runs, once or again and again."""
+    """Print the state of runs, once or until Ctrl-C."""
     arguments = _parser().parse_args(argv)
     if not arguments.watch:
         print(_report(arguments))
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bbu.status", description=__doc__)
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="output-{run_name} folders (all in this folder)")
-    add("--watch", action="store_true", help="show the state again and again, until Ctrl-C")
+    add("--watch", action="store_true", help="refresh the state until Ctrl-C")
     add("--interval", type=_seconds, default=5.0, metavar="SECONDS", help="time between two looks with --watch (5)")
     add_json_argument(parser)
     add("--compare", action="store_true", help="a table of the runs' differing settings and best scores instead")

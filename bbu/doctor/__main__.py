@@ -20,10 +20,10 @@ from bbu.doctor.probe import clock_ahead_s, run_probe
 from bbu.doctor.slurm import job_kinds, slurm_findings
 from bbu.errors import JobError, exit_without_teardown, run_entry
 from bbu.jobs.clusters import ClusterProfile, load_profile
+from bbu.jobs.launch import CHECKOUT
 from bbu.jobs.queue import run_slurm_command
 from bbu.logs import print_notice
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
 _CTRL_C_EXIT_CODE = 130
 """A shell's code for a command that Ctrl-C (signal 2) ended."""
 _notify = partial(print_notice, "bbu.doctor")
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _examine(profile: ClusterProfile, arguments: argparse.Namespace) -> Iterator[Group]:
     """The groups of the report, each as soon as it is ready."""
-    groups = [Group(f"This machine ({os.uname().nodename})", tuple(machine_findings(profile, _CHECKOUT)))]
+    groups = [Group(f"This machine ({os.uname().nodename})", tuple(machine_findings(profile, CHECKOUT)))]
     yield groups[-1]
     if profile.executor == "slurm":
         findings = slurm_findings(profile, arguments.nodes, getpass.getuser(), run_slurm_command)
@@ -69,13 +69,13 @@ def _examine_nodes(profile: ClusterProfile, arguments: argparse.Namespace) -> It
     folder, plan = prepare_folder(profile)
     keep = False
     try:
-        login = LoginNode(_CHECKOUT, Path.cwd().resolve(), clock_ahead_s(folder))
+        login = LoginNode(CHECKOUT, Path.cwd().resolve(), clock_ahead_s(folder))
         if profile.executor == "slurm":
             kind = job_kinds(profile, arguments.nodes)[0]
-            launch = slurm_step(profile, _CHECKOUT, arguments.nodes, folder)
+            launch = slurm_step(profile, CHECKOUT, arguments.nodes, folder)
             tasks = kind.nodes * kind.resources.tasks_per_node
         else:
-            launch, kind = local_tasks(profile, _CHECKOUT, folder), job_kinds(profile, 1)[0]
+            launch, kind = local_tasks(profile, CHECKOUT, folder), job_kinds(profile, 1)[0]
             tasks = launch.tasks
         outcome = run_tasks(launch, folder, tasks, arguments.wait, _notify)
         groups = node_groups(profile, kind, plan, outcome, login)

@@ -123,7 +123,7 @@ def wait_for_log_files(
     Raises:
         JobError: there is no output, and nothing to wait for.
     """
-    while not (files := log_files(run, name, rank)):
+    while not (files := _log_files(run, name, rank)):
         jobs = _live_jobs(run)
         states = ", ".join(f"{job.name} {job.id} is {job.state}" for job in jobs) or "no job is in the queue"
         if not (follow and jobs):
@@ -133,7 +133,7 @@ def wait_for_log_files(
     return files
 
 
-def log_files(run: RunFolder, name: str | None, rank: str) -> list[str]:
+def _log_files(run: RunFolder, name: str | None, rank: str) -> list[str]:
     """The output of a run's newest job; empty while it has printed nothing.
 
     Where the run was not submitted by bbu.submit, it is the trainer's own log.

@@ -17,6 +17,9 @@ from bbu.jobs.clusters import ClusterProfile
 from bbu.jobs.spec import JobSpec
 from bbu.jobs.task import ContainerTask
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The folder with the code."""
+
 
 @dataclass(frozen=True)
 class Submission:

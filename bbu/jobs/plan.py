@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bbu.config.domains import keys_used_for
 from bbu.config.flat import DirectConfig
 from bbu.errors import ConfigError
 from bbu.jobs.clusters import ClusterProfile
@@ -29,6 +30,30 @@ class MissingInputs:
     """Commands that make the synthetic photos and the tiny model, each only if it is missing."""
     shards: tuple[int, ...]
     """Numbers of the conversion's shards that are still to be made."""
+
+
+def load_request_config(request: Request) -> DirectConfig:
+    """The run config of a request. Configs of a sweep's points are checked here, not later in the queue.
+
+    Raises ConfigError, also for a pipeline that sweeps a key of the conversion, which it runs once.
+    """
+    config = request.load_config()
+    swept = {text.partition("=")[0] for text in (request.points or ((),))[0]}
+    if request.job == "pipeline" and (bound := sorted(swept & set(keys_used_for("conversion")))):
+        raise ConfigError(f"--sweep {bound[0]}: a pipeline converts once; convert for each value, then sweep data_root")
+    for each in point_requests(request, config):
+        each.load_config()
+    return config
+
+
+def missing_inputs(request: Request, profile: ClusterProfile, config: DirectConfig) -> MissingInputs:
+    """What the request needs and the disk does not have yet."""
+    demo = _demo_commands(config) if request.demo else ()
+    if request.job not in ("convert", "pipeline") or profile.convert_tasks == 1:
+        return MissingInputs(demo, ())
+    from bbu.conversion.shards import missing_shards  # numpy and Pillow: not needed for `--help`
+
+    return MissingInputs(demo, tuple(missing_shards(config.data, profile.convert_tasks)))
 
 
 def config_run_folder(config: DirectConfig) -> RunFolder:
@@ -155,3 +180,14 @@ def _comparison_job(request: Request, profile: ClusterProfile, config: DirectCon
     runs = [str(run.root) for run in point_run_folders(request, config)]
     command = ("-m", "bbu.status", *runs, "--compare", "--out", str(comparison_folder(config) / _TABLE))
     return dataclasses.replace(_single_task_job("compare", (command,), profile.convert), after_any=True)
+
+
+def _demo_commands(config: DirectConfig) -> tuple[Command, ...]:
+    """The commands that make the synthetic rooms and the tiny model where the config expects them, if missing."""
+    model, rooms = config.model.model_path, config.data.vendor_dir
+    seed = str(config.training.seed)
+    commands = {
+        rooms: ("-m", "bbu.demo", "--out", rooms),
+        model: ("-m", "bbu.models.tiny", "--out", model, "--seed", seed),
+    }
+    return tuple(command for folder, command in commands.items() if not Path(folder).exists())

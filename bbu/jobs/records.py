@@ -15,11 +15,8 @@ from typing import Any
 from bbu.errors import CheckpointError, JobError
 from bbu.jobs.launch import Submission
 from bbu.jobs.request import Request, parse_request, request_from_dict
-from bbu.jobs.schedule import Schedule
+from bbu.jobs.schedule import SCHEDULE_NAME, Schedule
 from bbu.run.folder import RunFolder
-
-SCHEDULE = "eval-schedule"
-"""Name of the records of scheduled evals."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class JobRecord:
     """One job of a run, or a schedule of evals: one line of `jobs.jsonl`."""
 
     name: str
-    """`train`, `eval` and so on, or SCHEDULE."""
+    """`train`, `eval` and so on, or SCHEDULE_NAME."""
     ids: tuple[str, ...]
     """Slurm's job ids; empty for a job that ran on this machine, and for a schedule."""
     element: int | None
@@ -43,9 +40,9 @@ class JobRecord:
     submitted: float
     """Seconds since the epoch."""
     request: Request | None = None
-    """What was asked for, for this run alone: of a sweep, the request of its point. None for a schedule."""
+    """The request for this run alone: of a sweep, that of its point. None for a schedule."""
     schedule: Schedule | None = None
-    """The schedule of a record with the name SCHEDULE."""
+    """The schedule of a record with the name SCHEDULE_NAME."""
 
 
 def job_record(
@@ -55,7 +52,7 @@ def job_record(
 
     Args:
         submission: the job, or one array of it.
-        request: what was asked for, for the run whose record this is.
+        request: the request for the run whose record this is.
         element: the run's own element of an array that serves several runs.
         runs: all run folders that the job serves, where it serves more than one.
     """
@@ -75,7 +72,7 @@ def job_record(
 def schedule_record(schedule: Schedule, cluster: str) -> JobRecord:
     """The record of a schedule made just now, from the current folder."""
     return JobRecord(
-        name=SCHEDULE,
+        name=SCHEDULE_NAME,
         ids=(),
         element=None,
         runs=(),
@@ -132,7 +129,7 @@ def _read_record(fields: dict[str, Any]) -> JobRecord:
 
 def _read_argv(name: str, argv: Sequence[str]) -> dict[str, Any]:
     """The fields that stood in `argv` up to version 0.1: a command line, or a schedule's mode, minutes and folder."""
-    if name != SCHEDULE:
+    if name != SCHEDULE_NAME:
         return {"request": parse_request(argv)}
     mode, minutes, folder = argv
     return {"schedule": Schedule(mode, int(minutes), Path(folder))}

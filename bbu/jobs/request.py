@@ -1,4 +1,4 @@
-"""What a person asks `python -m bbu.submit` for: the arguments, the request they make, and its command line again."""
+"""The command line of `python -m bbu.submit` as data: its arguments, the request that they make, and the way back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bbu.run.folder import RunFolder
 
 Command = tuple[str, ...]
 """The words of a command line."""
-DEFAULT_CONFIG = "base_flat"
+_DEFAULT_CONFIG = "base_flat"
 _JOBS = ("train", "convert", "eval", "pipeline")
 
 
@@ -51,7 +51,7 @@ class Request:
 
     @property
     def config_name(self) -> str:
-        return self.config or DEFAULT_CONFIG
+        return self.config or _DEFAULT_CONFIG
 
     @property
     def settings(self) -> Command:
@@ -91,7 +91,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     add("--nodes", type=int, default=1, metavar="N", help="nodes of the training job (1)")
     add("--gpus-per-node", type=int, metavar="N", help="GPUs, and so tasks, per node (the profile's)")
     add_cluster_argument(parser)
-    text = f"a run config under configs, or a path ({DEFAULT_CONFIG}; eval RUN: each checkpoint's own)"
+    text = f"a run config under configs, or a path ({_DEFAULT_CONFIG}; eval RUN: each checkpoint's own)"
     add_config_arguments(parser, required=False, description=text)
     add("--sweep", action="append", default=[], metavar="KEY=A,B", help="train a run for each value, and compare them")
     add("--every", metavar="TIME", help="eval: repeat the eval every 30m, 2h, 1d")

@@ -27,6 +27,8 @@ from bbu.jobs.slurm import sbatch_options
 from bbu.jobs.spec import job_name
 from bbu.run.files import write_atomic
 
+SCHEDULE_NAME = "eval-schedule"
+"""The name of schedules in the records of runs, and of the folders that hold their files."""
 FAILED = "failed"
 """How the file `ended` begins where the schedule should not have ended (slurm/eval.scron)."""
 _SCRIPT, _RUNS, _JOBS, _ENDED = "schedule.sh", "runs", "jobs", "ended"
@@ -68,7 +70,7 @@ class Schedule:
         return [self.name] if self.mode == "scrontab" else self.job_ids()
 
     def end_reason(self) -> str:
-        """Why no further job comes; empty while the schedule goes on."""
+        """Why no further job comes; empty until the schedule has ended."""
         path = self.folder / _ENDED
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
@@ -99,8 +101,8 @@ def choose_mode(eval_schedule: str) -> str:
     """How this site keeps a schedule.
 
     Args:
-        eval_schedule: the key of the cluster profile: `scrontab`, `resubmit`, `dependency`, or `auto` for the first of
-            these that the site allows.
+        eval_schedule: the key of the cluster profile: `scrontab`, `resubmit`, `dependency`, or `auto`: scrontab where
+            the site allows it, else resubmit.
 
     Returns:
         `scrontab`, `resubmit` or `dependency`.
@@ -120,7 +122,7 @@ def schedule_text(schedule: Schedule, profile: ClusterProfile, checkout: Path) -
     """What would be installed or submitted, and its script, for a dry run."""
     path = schedule.folder / _SCRIPT
     how = "\n".join(_scrontab_entry(schedule, profile)) if schedule.mode == "scrontab" else f"sbatch {path}"
-    return f"### eval-schedule: {how}\n\n### {path}\n{_script_text(schedule, profile, checkout)}"
+    return f"### {SCHEDULE_NAME}: {how}\n\n### {path}\n{_script_text(schedule, profile, checkout)}"
 
 
 def create_schedule(mode: str, minutes: int, runs: Sequence[Path], profile: ClusterProfile, checkout: Path) -> Schedule:
@@ -133,7 +135,7 @@ def create_schedule(mode: str, minutes: int, runs: Sequence[Path], profile: Clus
         profile: the site.
         checkout: the folder with the code.
     """
-    schedule = Schedule(mode, minutes, new_folder("eval-schedule", profile))
+    schedule = Schedule(mode, minutes, new_folder(SCHEDULE_NAME, profile))
     write_atomic(schedule.folder / _RUNS, "".join(f"{run}\n" for run in runs))
     path = schedule.folder / _SCRIPT
     write_atomic(path, _script_text(schedule, profile, checkout))

@@ -7,40 +7,36 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bbu.config.domains import keys_used_for
 from bbu.config.flat import DirectConfig
-from bbu.errors import ConfigError, JobError
+from bbu.errors import JobError
 from bbu.jobs.clusters import ClusterProfile, load_profile
 from bbu.jobs.control import live_training_jobs
-from bbu.jobs.launch import Note, Submission, job_environment, task_command
+from bbu.jobs.launch import CHECKOUT, Note, Submission, job_environment, task_command
 from bbu.jobs.local import run_here
 from bbu.jobs.plan import (
     JOBS_PER_POINT,
     MissingInputs,
     comparison_folder,
     config_run_folder,
+    load_request_config,
+    missing_inputs,
     plan_jobs,
     point_requests,
     point_run_folders,
 )
 from bbu.jobs.queue import max_array_size
 from bbu.jobs.records import append_records, job_record, schedule_record
-from bbu.jobs.request import Command, Request
-from bbu.jobs.schedule import Schedule, choose_mode, create_schedule, schedule_text, start_schedule
+from bbu.jobs.request import Request
+from bbu.jobs.schedule import SCHEDULE_NAME, Schedule, choose_mode, create_schedule, schedule_text, start_schedule
 from bbu.jobs.slurm import awaited_ids, script_text, submit_to_slurm
 from bbu.jobs.spec import JobSpec, check_order
 from bbu.run.folder import RunFolder
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-"""The folder with the code."""
 _INTERRUPTED_EXIT_CODE = 130
 """As a shell reports a program that Ctrl-C ended: 128 + SIGINT."""
 
-Notify = Callable[[str], None]
-"""Receives one line for the person at the terminal."""
 
-
-def submit_request(request: Request, notify: Notify, dry_run: bool = False) -> int:
+def submit_request(request: Request, notify: Callable[[str], None], dry_run: bool = False) -> int:
     """Submit the jobs of one request, or run them on this machine, and write them into the records of their runs.
 
     Args:
@@ -62,35 +58,11 @@ def submit_request(request: Request, notify: Notify, dry_run: bool = False) -> i
     return _submit_or_print(specs, request, profile, config, notify, dry_run)
 
 
-def load_request_config(request: Request) -> DirectConfig:
-    """The run config of a request. Configs of a sweep's points are checked here, not later in the queue.
-
-    Raises ConfigError, also for a pipeline that sweeps a key of the conversion, which it runs once.
-    """
-    config = request.load_config()
-    swept = {text.partition("=")[0] for text in (request.points or ((),))[0]}
-    if request.job == "pipeline" and (bound := sorted(swept & set(keys_used_for("conversion")))):
-        raise ConfigError(f"--sweep {bound[0]}: a pipeline converts once; convert for each value, then sweep data_root")
-    for each in point_requests(request, config):
-        each.load_config()
-    return config
-
-
-def missing_inputs(request: Request, profile: ClusterProfile, config: DirectConfig) -> MissingInputs:
-    """What the request needs and the disk does not have yet."""
-    demo = _demo_commands(config) if request.demo else ()
-    if request.job not in ("convert", "pipeline") or profile.convert_tasks == 1:
-        return MissingInputs(demo, ())
-    from bbu.conversion.shards import missing_shards  # numpy and Pillow: not needed for `--help`
-
-    return MissingInputs(demo, tuple(missing_shards(config.data, profile.convert_tasks)))
-
-
 def submit_jobs(
     specs: tuple[JobSpec, ...],
     profile: ClusterProfile,
     checkout: Path,
-    notify: Notify,
+    notify: Callable[[str], None],
     note: Note = lambda submission: None,
 ) -> list[Submission]:
     """Submit all jobs to Slurm, chained by dependency, or run them here one after the other.
@@ -131,23 +103,12 @@ def dry_run_text(specs: tuple[JobSpec, ...], profile: ClusterProfile, checkout: 
     return "\n\n".join(part for spec in specs for part in _job_texts(spec, profile, checkout))
 
 
-def _demo_commands(config: DirectConfig) -> tuple[Command, ...]:
-    """The commands that make the synthetic rooms and the tiny model where the config expects them, if missing."""
-    model, rooms = config.model.model_path, config.data.vendor_dir
-    seed = str(config.training.seed)
-    commands = {
-        rooms: ("-m", "bbu.demo", "--out", rooms),
-        model: ("-m", "bbu.models.tiny", "--out", model, "--seed", seed),
-    }
-    return tuple(command for folder, command in commands.items() if not Path(folder).exists())
-
-
 def _submit_or_print(
     specs: tuple[JobSpec, ...],
     request: Request,
     profile: ClusterProfile,
     config: DirectConfig,
-    notify: Notify,
+    notify: Callable[[str], None],
     dry_run: bool,
 ) -> int:
     if not dry_run:
@@ -157,7 +118,11 @@ def _submit_or_print(
 
 
 def _submit_and_record(
-    specs: tuple[JobSpec, ...], request: Request, profile: ClusterProfile, config: DirectConfig, notify: Notify
+    specs: tuple[JobSpec, ...],
+    request: Request,
+    profile: ClusterProfile,
+    config: DirectConfig,
+    notify: Callable[[str], None],
 ) -> int:
     """Submit jobs, or run them here; each is written into its runs' records as soon as it exists."""
     runs = _request_runs(request, config)
@@ -211,7 +176,12 @@ def _image_is_missing(profile: ClusterProfile) -> bool:
 
 
 def _schedule_evals(
-    request: Request, minutes: int, profile: ClusterProfile, config: DirectConfig, notify: Notify, dry_run: bool
+    request: Request,
+    minutes: int,
+    profile: ClusterProfile,
+    config: DirectConfig,
+    notify: Callable[[str], None],
+    dry_run: bool,
 ) -> int:
     """Start a schedule that repeats the evals of some runs."""
     if profile.executor != "slurm":
@@ -221,7 +191,7 @@ def _schedule_evals(
     if mode == "dependency":
         return _submit_after_training(runs, request, profile, config, notify, dry_run)
     if dry_run:
-        placeholder = Path(profile.work_folder).absolute() / "<time>-eval-schedule-<random>"
+        placeholder = Path(profile.work_folder).absolute() / f"<time>-{SCHEDULE_NAME}-<random>"
         print(schedule_text(Schedule(mode, minutes, placeholder), profile, CHECKOUT))
         return 0
     schedule = create_schedule(mode, minutes, [run.root for run in runs], profile, CHECKOUT)
@@ -237,7 +207,7 @@ def _submit_after_training(
     request: Request,
     profile: ClusterProfile,
     config: DirectConfig,
-    notify: Notify,
+    notify: Callable[[str], None],
     dry_run: bool,
 ) -> int:
     """Submit one eval that starts when the run's training jobs have ended, for each run.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bbu.errors import BBUError, JobError
-from bbu.jobs.control import cancel_runs, log_files, training_to_resume
+from bbu.jobs.control import _log_files, cancel_runs, training_to_resume
 from bbu.jobs.records import append_records, schedule_record
 from bbu.jobs.run_status import view_runs
 from bbu.jobs.schedule import Schedule
@@ -97,20 +97,20 @@ def test_logs_are_those_of_the_newest_job_that_printed_something(run: RunFolder,
     train = tmp_path / "jobs/1-train"
     for rank in (0, 1):
         (train / f"7_{rank}_log.out").touch()
-    assert log_files(run, None, "0") == [str(train / "7_0_log.out")]
-    assert log_files(run, "train", "all") == [str(train / f"7_{rank}_log.out") for rank in (0, 1)]
-    assert log_files(run, "eval", "0") == []
+    assert _log_files(run, None, "0") == [str(train / "7_0_log.out")]
+    assert _log_files(run, "train", "all") == [str(train / f"7_{rank}_log.out") for rank in (0, 1)]
+    assert _log_files(run, "eval", "0") == []
     (tmp_path / "jobs/2-eval/8_0_log.out").touch()
-    assert log_files(run, None, "0") == [str(tmp_path / "jobs/2-eval/8_0_log.out")]
+    assert _log_files(run, None, "0") == [str(tmp_path / "jobs/2-eval/8_0_log.out")]
 
 
 def test_logs_of_a_shared_array_are_the_runs_own(run: RunFolder, tmp_path: Path):
     append_records(run, [record_of_job("train", "9", tmp_path / "jobs/4-train", element=10)])
     for element in (1, 10):
         (tmp_path / f"jobs/4-train/9_{element}_0_log.out").touch()
-    assert log_files(run, "train", "0") == [str(tmp_path / "jobs/4-train/9_10_0_log.out")]
+    assert _log_files(run, "train", "0") == [str(tmp_path / "jobs/4-train/9_10_0_log.out")]
 
 
 def test_logs_of_a_job_that_was_never_submitted_are_refused(tmp_path: Path):
     with pytest.raises(BBUError):
-        log_files(RunFolder(tmp_path), "train", "0")
+        _log_files(RunFolder(tmp_path), "train", "0")

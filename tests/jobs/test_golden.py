@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bbu.jobs.submission import CHECKOUT
+from bbu.jobs.launch import CHECKOUT
 from bbu.submit import main
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,6 +13,7 @@ import pytest
 
 from bbu.errors import JobError
 from bbu.jobs.clusters import load_profile
+from bbu.jobs.launch import CHECKOUT
 from bbu.jobs.schedule import (
     Schedule,
     _cron_times,
@@ -22,7 +23,6 @@ from bbu.jobs.schedule import (
     interval_minutes,
     remove_run,
 )
-from bbu.jobs.submission import CHECKOUT
 from tests.conftest import SlurmSays
 
 

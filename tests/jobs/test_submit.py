@@ -10,11 +10,10 @@ import pytest
 
 from bbu.jobs.clusters import load_profile
 from bbu.jobs.launch import Submission
-from bbu.jobs.plan import plan_jobs
+from bbu.jobs.plan import load_request_config, missing_inputs, plan_jobs
 from bbu.jobs.records import append_records, job_record
 from bbu.jobs.request import parse_request
 from bbu.jobs.spec import JobSpec
-from bbu.jobs.submission import load_request_config, missing_inputs
 from bbu.run.folder import RunFolder
 from bbu.submit import main
 from tests.conftest import SlurmSays

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from bbu.config.domains import OWNERS, keys_used_for
 from bbu.errors import ConfigError
 from bbu.jobs.clusters import load_profile
-from bbu.jobs.plan import plan_jobs
+from bbu.jobs.plan import load_request_config, missing_inputs, plan_jobs
 from bbu.jobs.request import Request, parse_request
-from bbu.jobs.submission import load_request_config, missing_inputs
 from bbu.jobs.sweep import point_name, sweep_points
 from bbu.submit import main
 
