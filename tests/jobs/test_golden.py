@@ -58,12 +58,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_dry_run_prints_the_scripts_and_commands(name: str, here: Path, capsys: pytest.CaptureFixture[str]):
     config = () if "output-a" in CASES[name] else ("--config", "smoke")
     assert main([*CASES[name], *config, "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    for known, word in {str(here): "HERE", sys.executable: "PYTHON", str(CHECKOUT): "CHECKOUT"}.items():
-        told = told.replace(known, word)
-    told = re.sub(r"bbu-eval-[0-9a-f]{8}", "bbu-eval-<id>", told)
+    printed = capsys.readouterr().out
+    for path_text, word in {str(here): "HERE", sys.executable: "PYTHON", str(CHECKOUT): "CHECKOUT"}.items():
+        printed = printed.replace(path_text, word)
+    printed = re.sub(r"bbu-eval-[0-9a-f]{8}", "bbu-eval-<id>", printed)
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("BBU_UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
-        path.write_text(told)
-    assert told == path.read_text()
+        path.write_text(printed)
+    assert printed == path.read_text()

@@ -1,4 +1,4 @@
-"""How jobs stand, read from what real Slurm prints: 22.05 and 24.11 differ in how they tell an exit code."""
+"""The state of jobs, read from what real Slurm prints: 22.05 and 24.11 print an exit code differently."""
 
 from __future__ import annotations
 

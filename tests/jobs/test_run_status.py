@@ -27,7 +27,7 @@ def test_before_its_first_step_a_run_is_what_its_job_is(run: RunFolder, slurm_sa
 
 
 @pytest.mark.parametrize(
-    ("phase", "job", "told"),
+    ("phase", "job", "expected"),
     [
         ("completed", "7 COMPLETED", "completed"),
         ("completed", "7 PREEMPTED", "completed"),
@@ -38,11 +38,11 @@ def test_before_its_first_step_a_run_is_what_its_job_is(run: RunFolder, slurm_sa
     ],
 )
 def test_the_trainers_word_and_slurms_make_the_state(
-    run: RunFolder, slurm_says: SlurmSays, phase: str, job: str, told: str
+    run: RunFolder, slurm_says: SlurmSays, phase: str, job: str, expected: str
 ):
     write_status(run, replace(TRAINING, phase=phase))
     slurm_says("squeue", squeue_text(job))
-    assert state(run) == told
+    assert state(run) == expected
 
 
 def test_a_silent_trainer_is_stale_and_lost_when_slurm_has_no_job(run: RunFolder, slurm_says: SlurmSays):

@@ -16,7 +16,7 @@ from tests.conftest import SlurmSays
 from tests.jobs.runs import TRAINING, squeue_text, write_score
 
 
-def test_a_training_run_is_told_with_its_pace(
+def test_a_training_run_is_shown_with_its_pace(
     run: RunFolder, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str]
 ):
     write_status(run, TRAINING)
@@ -35,9 +35,9 @@ def test_scores_checkpoints_and_jobs_are_there_for_a_script(
     write_score(run, 30, "answer", 0.3)
     run.checkpoint(30).mkdir()  # without a manifest: no sound one
     main(["output-a", "--json"])
-    [told] = json.loads(capsys.readouterr().out)
-    assert told["scores"] == [{"step": 30, "source": "answer", "precision": 0.5, "recall": 0.5, "f1": 0.3}]
-    assert told["checkpoint"] is None and told["jobs"][0]["elements"][0]["state"] == "RUNNING"
+    [report] = json.loads(capsys.readouterr().out)
+    assert report["scores"] == [{"step": 30, "source": "answer", "precision": 0.5, "recall": 0.5, "f1": 0.3}]
+    assert report["checkpoint"] is None and report["jobs"][0]["elements"][0]["state"] == "RUNNING"
 
 
 def test_compared_runs_show_where_they_differ_and_their_best_the_winner_first(

@@ -140,6 +140,6 @@ def test_evals_by_dependency_follow_each_training_job_that_has_not_ended(
 ):
     slurm_says("squeue", f"7|N/A|{state}|None|0|0:0|bbu-train|7|\n")
     assert main(["eval", "output-a", "--every", "30m", "--cluster", by_dependency, "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert ("#SBATCH --dependency=afterany:7" in told) is waits
-    assert f"bbu.eval --pending {Path.cwd()}/output-a" in told
+    printed = capsys.readouterr().out
+    assert ("#SBATCH --dependency=afterany:7" in printed) is waits
+    assert f"bbu.eval --pending {Path.cwd()}/output-a" in printed
