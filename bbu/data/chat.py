@@ -1,8 +1,8 @@
-"""Conversations as tokens: Qwen2.5-VL's chat format, with image placeholders expanded and answers marked.
+"""Writes conversations as tokens in Qwen2.5-VL's chat format, with image placeholders, and marks the answers.
 
-The text around the turns is the format Qwen2.5-VL was trained on (ChatML: `<|im_start|>role\\n…<|im_end|>\\n`,
-images as `<|vision_start|><|image_pad|>…<|vision_end|>`). Segments are tokenised one by one and joined, so
-the supervised spans are known by construction and never searched for.
+The format is the one that Qwen2.5-VL was trained on (ChatML: `<|im_start|>role\\n…<|im_end|>\\n`, an image as
+`<|vision_start|><|image_pad|>…<|vision_end|>`). Each part is tokenised separately and appended, so that the spans of
+answers and images are noted while they are written and need not be searched for.
 """
 
 from __future__ import annotations
@@ -14,37 +14,41 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bbu.data.types import IGNORE_INDEX, Role, Span
+from bbu.data.types import Span
 from bbu.errors import DataError, ModelError
-from bbu.schema import BBUObject
+from bbu.schema import IGNORE_INDEX, BBUObject, Role
 
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
+_IM_START, _IM_END = "<|im_start|>", "<|im_end|>"
+_VISION_START, _VISION_END, _IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question about images and its answer; `answer` None leaves the turn open for generation.
-
-    placeholders: number of `<|image_pad|>` tokens of each image.
-    """
+    """A question about images, and its answer."""
 
     role: Role
+    """Whose turn it is: a worked example's (teacher) or the sample's own (student)."""
     placeholders: tuple[int, ...]
+    """Number of `<|image_pad|>` tokens of each image."""
     instruction: str
+    """The text after the images."""
     answer: str | None
+    """The text to learn; None leaves the turn open for generation."""
 
 
 @dataclass
 class Chat:
-    """A conversation in the making: token ids, and the spans found while writing them."""
+    """A conversation while it is written."""
 
     ids: list[int] = field(default_factory=list)
+    """Token ids."""
     answers: list[Span] = field(default_factory=list)
+    """Tokens of each answer, its `<|im_end|>` included."""
     images: list[Span] = field(default_factory=list)
+    """Placeholder tokens of each image."""
 
     def labels(self) -> torch.Tensor:
-        """[S] int64: the token inside answers, IGNORE_INDEX elsewhere."""
+        """[S] int64: the token inside answers, IGNORE_INDEX elsewhere (S tokens)."""
         ids = torch.tensor(self.ids)
         labels = torch.full_like(ids, IGNORE_INDEX)
         for span in self.answers:
@@ -52,7 +56,7 @@ class Chat:
         return labels
 
     def mm_token_type_ids(self) -> torch.Tensor:
-        """[S] int64: 1 at image placeholders, 0 at text."""
+        """[S] int64: 1 at image placeholders, 0 at text (S tokens)."""
         types = torch.zeros(len(self.ids), dtype=torch.int64)
         for span in self.images:
             types[span.start : span.end] = 1
@@ -60,73 +64,84 @@ class Chat:
 
 
 class ChatBuilder:
-    """Writes conversations with one tokenizer; raises ModelError if that lacks Qwen's special tokens."""
+    """Writes conversations with one tokenizer; raises ModelError if the tokenizer lacks Qwen's special tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._image_pad = _special_id(tokenizer, IMAGE_PAD)
-        for token in (IM_START, IM_END, VISION_START, VISION_END):
+        self._image_pad = _special_id(tokenizer, _IMAGE_PAD)
+        for token in (_IM_START, _IM_END, _VISION_START, _VISION_END):
             _special_id(tokenizer, token)
 
     def build(self, system: str, turns: Iterable[Turn]) -> Chat:
-        """Tokenise a conversation: the system prompt, then every turn in order."""
+        """Write a conversation: the system prompt, then every turn in order."""
         chat = Chat()
-        self._write(chat, f"{IM_START}system\n", trusted=True)
+        self._write(chat, f"{_IM_START}system\n", trusted=True)
         self._write(chat, system)
-        self._write(chat, f"{IM_END}\n", trusted=True)
+        self._write(chat, f"{_IM_END}\n", trusted=True)
         for turn in turns:
             self._write_question(chat, turn)
             self._write_answer(chat, turn)
         return chat
 
     def caption(self, desc: str) -> tuple[int, ...]:
-        """A description as the caption branch learns to write it, the end token included."""
+        """Token ids of a description as the caption branch learns to write it, the end token included."""
         ids = self._tokenizer.encode(desc, add_special_tokens=False, split_special_tokens=True)
-        return (*ids, _special_id(self._tokenizer, IM_END))
+        return (*ids, _special_id(self._tokenizer, _IM_END))
 
     def _write_question(self, chat: Chat, turn: Turn) -> None:
-        self._write(chat, f"{IM_START}user\n", trusted=True)
+        self._write(chat, f"{_IM_START}user\n", trusted=True)
         for count in turn.placeholders:
-            self._write(chat, VISION_START, trusted=True)
+            self._write(chat, _VISION_START, trusted=True)
             start = len(chat.ids)
             chat.ids += [self._image_pad] * count
             chat.images.append(Span(start, start + count, turn.role))
-            self._write(chat, VISION_END, trusted=True)
+            self._write(chat, _VISION_END, trusted=True)
         self._write(chat, turn.instruction)
-        self._write(chat, f"{IM_END}\n{IM_START}assistant\n", trusted=True)
+        self._write(chat, f"{_IM_END}\n{_IM_START}assistant\n", trusted=True)
 
     def _write_answer(self, chat: Chat, turn: Turn) -> None:
         if turn.answer is None:
             return
         start = len(chat.ids)
         self._write(chat, turn.answer)
-        self._write(chat, IM_END, trusted=True)
+        self._write(chat, _IM_END, trusted=True)
         chat.answers.append(Span(start, len(chat.ids), turn.role))
         self._write(chat, "\n", trusted=True)
 
     def _write(self, chat: Chat, text: str, trusted: bool = False) -> None:
-        """Append text; special tokens are recognised in our own text only, never inside labels or prompts."""
+        """Append text. Special tokens are recognised in trusted text (our own) only, never in labels or prompts."""
         chat.ids += self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not trusted)
 
 
 def format_answer(objects: Sequence[BBUObject]) -> str:
-    """The answer the model learns to write: a JSON list, boxes rounded to whole pixels.
+    """Write the answer that the model learns: a JSON list, with boxes rounded to whole pixels.
 
-    A box is rounded outwards (floor, ceil) where rounding to nearest would leave it empty.
+    A box is rounded outwards (floor, ceil) where rounding to the nearest pixel would make it empty.
     """
     items = [{"bbox_2d": _whole_pixels(o), "desc": o.desc} for o in objects]
     return json.dumps(items, ensure_ascii=False)
 
 
 def reading_order(objects: Iterable[BBUObject]) -> tuple[BBUObject, ...]:
-    """Top to bottom, then left to right, by the top-left corner; ties by the other corner and the text."""
+    """Sort objects from top to bottom, then from left to right, by the top-left corner.
+
+    Equal corners are ordered by the other corner, then by the description.
+    """
     return tuple(sorted(objects, key=lambda o: (o.bbox_2d[1], o.bbox_2d[0], o.bbox_2d, o.desc)))
 
 
 def check_placeholders(chat: Chat, grid: torch.Tensor, patches: int, merge_size: int, name: str) -> None:
     """Refuse a conversation whose placeholders do not match its images.
 
-    grid: [I, 3] patches per image; patches: rows of pixel_values. Raises DataError naming the sample.
+    Args:
+        chat: the conversation.
+        grid: [I, 3] int64, (time, rows, columns) of each of I images in patches.
+        patches: number of rows of pixel_values.
+        merge_size: a square of merge_size x merge_size patches becomes one placeholder.
+        name: of the sample, for messages.
+
+    Raises:
+        DataError: names the sample and the image.
     """
     if len(chat.images) != len(grid):
         raise DataError(f"{name}: {len(chat.images)} images in the text but {len(grid)} in pixels")
@@ -147,6 +162,7 @@ def _whole_pixels(item: BBUObject) -> list[int]:
 
 
 def _round_pair(low: float, high: float) -> tuple[int, int]:
+    """Round one side of a box without making it empty."""
     if round(low) < round(high):
         return round(low), round(high)
     return int(low // 1), int(-(-high // 1))

@@ -1,6 +1,6 @@
-"""JSONL records to samples: teachers drawn, images decoded, the conversation tokenised.
+"""Makes samples of JSONL records: draws teachers, decodes images, writes the conversation.
 
-What a sample looks like is a function of (seed, epoch, index) alone, never of worker or rank state.
+A sample is a function of (seed, epoch, index) alone, never of the state of a worker or a rank.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from bbu.data.chat import Chat, ChatBuilder, Turn, check_placeholders, format_an
 from bbu.data.images import ImagePreparer, Pixels, load_image, read_size
 from bbu.data.packing import SampleCost
 from bbu.data.prompts import Prompt, get_prompt
-from bbu.data.types import Role, Sample
+from bbu.data.types import Sample
 from bbu.errors import DataError
 from bbu.resize import ResizePlan
-from bbu.schema import BBUObject, Record, View, read_records
+from bbu.schema import BBUObject, Record, Role, View, read_records
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ Split = Literal["train", "eval"]
 
 
 class SampleBuilder:
-    """Turns views into samples; holds everything that is the same for all of them."""
+    """Makes samples of views, with one config, tokenizer, image processor and prompt."""
 
     def __init__(
         self,
@@ -49,11 +49,20 @@ class SampleBuilder:
         self._chat = ChatBuilder(tokenizer)
         self._images = ImagePreparer(processor, config.min_pixels, config.max_pixels)
         self._prompt = prompt
-        self._opening = len(self._chat.build(prompt.system, ()).ids)
+        self._system_tokens = len(self._chat.build(prompt.system, ()).ids)
         self._costs: dict[View, SampleCost] = {}
 
     def build(self, name: str, student: View, teachers: Sequence[View] = ()) -> Sample:
-        """Decode, resize and tokenise one sample; raises DataError naming it."""
+        """Build one sample with its answers.
+
+        Args:
+            name: of the sample, for messages.
+            student: the view to learn from.
+            teachers: views that come before it as worked examples.
+
+        Raises:
+            DataError: names the sample; an image is missing or damaged, or does not match its record.
+        """
         views: list[tuple[Role, View]] = [*(("teacher", t) for t in teachers), ("student", student)]
         pixels = [self._load(name, view) for _, view in views]
         objects = [self._objects(name, v, p.plans[0]) for (_, v), p in zip(views, pixels, strict=True)]
@@ -63,44 +72,47 @@ class SampleBuilder:
         chat = self._chat.build(self._prompt.system, turns)
         return self._sample(name, chat, pixels, objects[-1])
 
-    def ask(
+    def build_question(
         self,
         name: str,
         images: Sequence[Image.Image],
         instruction: str | None = None,
         teachers: Sequence[View] = (),
     ) -> Sample:
-        """An unanswered student turn about images in memory, after worked examples if there are any."""
-        shown = [self._load(name, view) for view in teachers]
-        asked = self._images.prepare(images)
+        """Build a sample whose student turn has no answer yet, about images in memory.
+
+        Args:
+            name: of the sample, for messages.
+            images: the images of the student.
+            instruction: replaces the prompt's instruction.
+            teachers: views that come before it as worked examples.
+        """
+        examples = [self._load(name, view) for view in teachers]
+        question = self._images.prepare(images)
         turns = [
             self._turn("teacher", pixels.plans, format_answer(self._objects(name, view, pixels.plans[0])))
-            for view, pixels in zip(teachers, shown, strict=True)
+            for view, pixels in zip(teachers, examples, strict=True)
         ]
-        turns.append(self._turn("student", asked.plans, None, instruction))
-        return self._sample(name, self._chat.build(self._prompt.system, turns), [*shown, asked], ())
+        turns.append(self._turn("student", question.plans, None, instruction))
+        return self._sample(name, self._chat.build(self._prompt.system, turns), [*examples, question], ())
 
     def caption_length(self, desc: str) -> int:
-        """Tokens of a description, its end included."""
+        """Number of tokens of a description, the end token included."""
         return len(self._chat.caption(desc))
 
-    def measure(self, name: str, student: View, teachers: Sequence[View] = ()) -> int:
-        """Length in tokens of the sample `build` would make, from image headers alone."""
-        return self.cost(name, student, teachers).tokens
-
     def cost(self, name: str, student: View, teachers: Sequence[View] = ()) -> SampleCost:
-        """Tokens and patches of the sample `build` would make.
+        """Tokens and patches of the sample that `build` would make, without decoding an image.
 
-        Turns are tokenised one by one, so a view's share is the same in every sample and is counted once.
+        Turns are tokenised one by one, so a view costs the same in every sample and is measured once.
         """
-        shares = [self._share(name, view) for view in (*teachers, student)]
-        return SampleCost(self._opening + sum(s.tokens for s in shares), sum(s.patches for s in shares))
+        costs = [self._view_cost(name, view) for view in (*teachers, student)]
+        return SampleCost(self._system_tokens + sum(c.tokens for c in costs), sum(c.patches for c in costs))
 
-    def _share(self, name: str, view: View) -> SampleCost:
+    def _view_cost(self, name: str, view: View) -> SampleCost:
         if view not in self._costs:
             plans = [self._images.plan(*self._size(name, view, i)) for i in range(len(view.images))]
             turn = self._turn("student", plans, format_answer(self._objects(name, view, plans[0])))
-            tokens = len(self._chat.build(self._prompt.system, [turn]).ids) - self._opening
+            tokens = len(self._chat.build(self._prompt.system, [turn]).ids) - self._system_tokens
             self._costs[view] = SampleCost(tokens, sum(math.prod(plan.grid) for plan in plans))
         return self._costs[view]
 
@@ -124,7 +136,7 @@ class SampleBuilder:
         return read_size(self._root / view.images[index], name)
 
     def _objects(self, name: str, view: View, plan: ResizePlan) -> tuple[BBUObject, ...]:
-        """Objects in the pixels the model sees; a view's boxes belong to its first image."""
+        """Objects in pixels of the image as the model sees it; the boxes of a view belong to its first image."""
         for item in view.objects:
             if item.bbox_2d[2] > plan.source_width or item.bbox_2d[3] > plan.source_height:
                 size = f"{plan.source_width}x{plan.source_height}"
@@ -153,7 +165,7 @@ class SampleBuilder:
 
 
 class BBUDataset(Dataset[Sample]):
-    """Map-style dataset over records; `set_epoch` changes which teachers a sample sees."""
+    """Samples of a list of records; the epoch that is set decides which teachers a sample gets."""
 
     def __init__(
         self,
@@ -169,7 +181,7 @@ class BBUDataset(Dataset[Sample]):
         self._records, self._pool, self._builder = records, pool, builder
         self._teacher_ratio, self._num_teachers = teacher_ratio, num_teachers
         self._max_length, self._seed = max_length, seed
-        # Shared memory: persistent workers hold a copy of this object and must still see the epoch change.
+        # In shared memory: persistent workers have a copy of this object, and must still see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -180,40 +192,40 @@ class BBUDataset(Dataset[Sample]):
         return self._builder.build(name, record.student, self.teachers(index))
 
     def students(self) -> Iterator[tuple[str, View]]:
-        """Name and view of every student, without decoding anything."""
+        """Name and view of every student, without decoding an image."""
         return ((name, record.student) for name, record in self._records)
 
     def caption_length(self, desc: str) -> int:
-        """Tokens of a description as the caption branch writes it."""
+        """Number of tokens of a description as the caption branch writes it, the end token included."""
         return self._builder.caption_length(desc)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the DataLoader before each epoch."""
+        """Select the epoch whose teachers are drawn; the sampler calls this before each epoch."""
         self._epoch.fill_(epoch)
 
-    def length(self, index: int) -> int:
-        """Tokens of sample `index` in this epoch, without decoding its images."""
-        name, record = self._records[index]
-        return self._builder.measure(name, record.student, self.teachers(index))
-
     def cost(self, index: int, epoch: int) -> SampleCost:
-        """What sample `index` costs in any epoch, without decoding its images."""
+        """Tokens and patches of sample `index` in an epoch, without decoding its images."""
         name, record = self._records[index]
         return self._builder.cost(name, record.student, self.teachers(index, epoch))
 
     def teachers(self, index: int, epoch: int | None = None) -> tuple[View, ...]:
-        """The sample's own teachers, else some of the pool; as many as the length allows, in drawn order.
+        """The teachers of sample `index`: those of its record, otherwise some drawn from the pool.
 
-        epoch: the one that is set, if None.
+        Only as many as fit into the maximal length, in this order.
+
+        Args:
+            index: of the sample.
+            epoch: the epoch to draw for; None for the one that is set.
         """
         name, record = self._records[index]
         epoch = int(self._epoch) if epoch is None else epoch
-        chosen = self._draw(index, record.student, epoch) if record.teachers is None else record.teachers
-        while chosen and self._builder.measure(name, record.student, chosen) > self._max_length:
+        chosen = self._draw_teachers(index, record.student, epoch) if record.teachers is None else record.teachers
+        while chosen and self._builder.cost(name, record.student, chosen).tokens > self._max_length:
             chosen = chosen[:-1]
         return tuple(chosen)
 
-    def _draw(self, index: int, student: View, epoch: int) -> list[View]:
+    def _draw_teachers(self, index: int, student: View, epoch: int) -> list[View]:
+        """Draw from the pool, for a share of `teacher_ratio` of the samples; a student is never its own teacher."""
         rng = random.Random(f"{self._seed}/{epoch}/{index}")
         if rng.random() >= self._teacher_ratio:
             return []
@@ -230,16 +242,28 @@ def load_dataset(
     seed: int,
     max_length: int,
 ) -> BBUDataset:
-    """The dataset of a split, every student checked against max_length; raises DataError or ConfigError."""
+    """Load the dataset of a split and check its records.
+
+    Args:
+        config: files, prompt, teachers and what happens to long samples.
+        tokenizer, processor: of the model.
+        split: train or eval.
+        seed: of the draw of teachers.
+        max_length: most tokens of a sample.
+
+    Raises:
+        DataError: a record is malformed, an image is missing, or a student alone is too long.
+        ConfigError: there is no such prompt.
+    """
     train = split == "train"
     style = config.train_prompt if train else config.eval_prompt
     builder = SampleBuilder(config, tokenizer, processor, get_prompt(config.language, style))
     ratio = config.teacher_ratio if train else config.eval_teacher_ratio
-    records = _records(config, train)
+    records = _read_split(config, train)
     pool = read_pool(config) if ratio > 0 and config.num_teacher_samples > 0 else []
     _check_images(Path(config.data_root), [*(record for _, record in records), *map(Record, pool)])
     return BBUDataset(
-        _fitting(records, builder, max_length, config.long_sample_policy),
+        _fitting_records(records, builder, max_length, config.long_sample_policy),
         pool,
         builder,
         teacher_ratio=ratio,
@@ -249,24 +273,28 @@ def load_dataset(
     )
 
 
-def _records(config: DataConfig, train: bool) -> list[tuple[str, Record]]:
+def _read_split(config: DataConfig, train: bool) -> list[tuple[str, Record]]:
+    """Read the records of a split, each with the name that messages call it by."""
     path = Path(config.data_root) / (config.train_file if train else config.val_file)
     limit = config.max_examples if train else config.max_eval_examples
-    found = islice(read_records(path), limit if limit >= 0 else None)
-    records = [(f"{path.name}[{i}] {r.student.images[0]}", r) for i, r in enumerate(found)]
+    limited = islice(read_records(path), limit if limit >= 0 else None)
+    records = [(f"{path.name}[{i}] {r.student.images[0]}", r) for i, r in enumerate(limited)]
     if train and not records:
         raise DataError(f"{path}: no record to train on; convert again or raise max_examples")
     return records
 
 
 def read_pool(config: DataConfig) -> list[View]:
-    """The pool of worked examples."""
+    """Read the pool of teachers."""
     path = Path(config.data_root) / config.teacher_file
     return [record.student for record in read_records(path)]
 
 
 def _check_images(root: Path, records: Sequence[Record]) -> None:
-    """Refuse at start-up what would otherwise end the run hours later. Decoding them all would take too long."""
+    """Refuse missing images at start-up, where they would otherwise end the run hours later.
+
+    Damaged images are not noticed here: to decode all of them would take too long.
+    """
     views = [view for record in records for view in (record.student, *(record.teachers or ()))]
     missing = [path for view in views for path in view.images if not (root / path).is_file()]
     if missing:
@@ -276,11 +304,11 @@ def _check_images(root: Path, records: Sequence[Record]) -> None:
         )
 
 
-def _fitting(
+def _fitting_records(
     records: list[tuple[str, Record]], builder: SampleBuilder, max_length: int, policy: LongSamplePolicy
 ) -> list[tuple[str, Record]]:
-    """Records whose student fits alone; too long ones are refused or dropped with a warning, by name."""
-    lengths = [builder.measure(name, record.student) for name, record in records]
+    """Return the records whose student alone fits; longer ones are refused, or dropped with a warning, by name."""
+    lengths = [builder.cost(name, record.student).tokens for name, record in records]
     long = [f"{name} ({n} tokens)" for (name, _), n in zip(records, lengths, strict=True) if n > max_length]
     if long and policy == "refuse":
         raise DataError(

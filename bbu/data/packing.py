@@ -1,12 +1,12 @@
-"""Which samples share a packed row, and which rank gets which row: a function of (seed, epoch) alone.
+"""Decides which samples share a packed row, and which rank gets which row, from seed and epoch alone.
 
-Samples are shuffled, looked at a window at a time, and packed within it by best-fit-decreasing, so that rows are
-full and their order stays random. Rows of like cost then make up a step, so that no rank waits long for another.
+The samples of an epoch are shuffled and cut into windows. Each window is packed by best-fit-decreasing, so that rows
+are full while their order stays random. Rows of similar cost then form a step, so that no rank waits long for another.
 
-A Trainer plans its steps from one length, but teachers are drawn anew each epoch and lengths change with them. So
-all epochs of the run are packed once, without any pixel, and the worst of them sets the number of rows of every
-epoch; the others split their costliest rows until they have as many. The trade-off: those epochs' rows are not quite
-full, and a run that is resumed with more epochs may have other rows.
+Trainer plans its steps from one number of rows, but teachers are drawn anew in each epoch and change the lengths. So
+all epochs of the run are packed once at the start, without decoding an image, and the epoch with the most rows sets
+the number of rows of all. The other epochs split their costliest rows until they have that number. The cost: the rows
+of those epochs are not quite full, and a run that is resumed with more epochs may get other rows.
 """
 
 from __future__ import annotations
@@ -21,30 +21,26 @@ from dataclasses import dataclass
 from bbu.data.sampling import EpochBatchSampler, epoch_order
 from bbu.errors import DataError
 
-Rows = list[list[int]]
+_Rows = list[list[int]]
 """Indices of samples, one list for each packed row."""
 
 
 @dataclass(frozen=True)
 class SampleCost:
-    """What one sample costs: tokens of the language model, patches of the vision tower."""
+    """What one sample costs."""
 
     tokens: int
+    """Tokens of the language model."""
     patches: int
+    """Patches of the vision tower."""
 
 
 class PackingBatchSampler(EpochBatchSampler):
-    """Packed rows of one rank: every sample once an epoch, as many rows in every epoch and on every rank.
-
-    lengths: what each sample costs in an epoch; must not depend on the epoch that is set.
-    epochs: how many epochs the run takes if each has so many rows for this rank.
-    vision_weight: tokens that one patch counts for when rows are compared.
-    Raises DataError for a sample longer than a row.
-    """
+    """Packed rows of one rank: every sample once an epoch, and the same number of rows in every epoch on every rank."""
 
     def __init__(
         self,
-        lengths: Callable[[int], Sequence[SampleCost]],
+        sample_costs: Callable[[int], Sequence[SampleCost]],
         *,
         epochs: Callable[[int], int],
         max_total_length: int,
@@ -56,108 +52,124 @@ class PackingBatchSampler(EpochBatchSampler):
         world_size: int = 1,
         on_epoch: Callable[[int], None] | None = None,
     ) -> None:
+        """Pack all epochs of the run and plan the number of rows.
+
+        Args:
+            sample_costs: given an epoch, the cost of each sample; must not depend on the epoch that is set.
+            epochs: given a number of rows per rank and epoch, how many epochs the run takes.
+            max_total_length: most tokens of a row.
+            buffer_size: samples in a window.
+            vision_weight: how many tokens one patch counts as when the costs of rows are compared.
+            seed, shuffle: as of EpochBatchSampler.
+            rank, world_size: this rank and the number of ranks.
+            on_epoch: called with each epoch that is set.
+
+        Raises:
+            DataError: a sample is longer than a row.
+        """
         super().__init__(
-            len(lengths(0)), 1, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size, on_epoch=on_epoch
+            len(sample_costs(0)), 1, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size, on_epoch=on_epoch
         )
         assert max_total_length > 0 and buffer_size > 0 and vision_weight >= 0
-        self._lengths, self._capacity = lengths, max_total_length
+        self._sample_costs, self._capacity = sample_costs, max_total_length
         self._buffer_size, self._vision_weight = buffer_size, vision_weight
-        self._planned: tuple[int, list[Rows]] | None = None
-        # With fewer rows the run takes more epochs, so the first epoch's count never plans too few.
-        self._rows = self._needed(0)
-        self._rows = max(self._rows, *(self._needed(epoch) for epoch in range(epochs(self._rows))), 1)
+        self._planned: tuple[int, list[_Rows]] | None = None
+        # Fewer rows per epoch mean more epochs. The first epoch alone has at most as many rows as the final plan, so
+        # it asks for at least as many epochs as the run will take, and none is left out of the plan.
+        self._rows = self._fewest_rows(0)
+        self._rows = max(self._rows, *(self._fewest_rows(epoch) for epoch in range(epochs(self._rows))), 1)
 
     def __len__(self) -> int:
         return self._rows
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps():
+        for step in self._steps():
             yield step[self._rank]
 
-    def steps(self) -> list[Rows]:
-        """The set epoch's rows: for each step, one of every rank."""
+    def _steps(self) -> list[_Rows]:
+        """The steps of the epoch that is set: for each step, one row of every rank."""
         if self._planned is None or self._planned[0] != self._epoch:
             self._planned = self._epoch, self._plan(self._epoch)
         return self._planned[1]
 
-    def packing_efficiency(self) -> float:
-        """Share of the set epoch's rows, all ranks together, that is filled with real tokens."""
-        costs, rows = self._lengths(self._epoch), [row for step in self.steps() for row in step]
-        return sum(costs[index].tokens for row in rows for index in row) / (len(rows) * self._capacity)
+    def _fewest_rows(self, epoch: int) -> int:
+        """The fewest rows per rank that hold all samples of an epoch."""
+        return math.ceil(len(self._packed_rows(epoch, self._sample_costs(epoch))) / self._world_size)
 
-    def _needed(self, epoch: int) -> int:
-        """Rows a rank needs at least."""
-        return math.ceil(len(self._pack(epoch, self._lengths(epoch))) / self._world_size)
-
-    def _pack(self, epoch: int, costs: Sequence[SampleCost]) -> Rows:
+    def _packed_rows(self, epoch: int, costs: Sequence[SampleCost]) -> _Rows:
+        """The rows of an epoch before any is split; raises DataError for a sample longer than a row."""
         for index, cost in enumerate(costs):
             if cost.tokens > self._capacity:
                 raise DataError(
                     f"sample {index} has {cost.tokens} tokens in epoch {epoch} but max_total_length is "
                     f"{self._capacity}; raise it or lower model_max_length"
                 )
-        return pack([cost.tokens for cost in costs], self._order(epoch), self._capacity, self._buffer_size)
+        return _pack([cost.tokens for cost in costs], self._order(epoch), self._capacity, self._buffer_size)
 
-    def _plan(self, epoch: int) -> list[Rows]:
-        costs = self._lengths(epoch)
+    def _plan(self, epoch: int) -> list[_Rows]:
+        """The steps of an epoch, with the planned number of rows; raises DataError where that is too small."""
+        costs = self._sample_costs(epoch)
         weights = [cost.tokens + self._vision_weight * cost.patches for cost in costs]
-        rows, wanted = self._pack(epoch, costs), self._rows * self._world_size
-        if len(rows) > wanted:
+        rows, planned = self._packed_rows(epoch, costs), self._rows * self._world_size
+        if len(rows) > planned:
             raise DataError(
-                f"epoch {epoch} needs {len(rows)} packed rows but {wanted} were planned for the epochs before it; "
+                f"epoch {epoch} needs {len(rows)} packed rows but {planned} were planned for the epochs before it; "
                 "start again with as many epochs as the run shall take"
             )
-        rows = spread(rows, weights, wanted)
-        # A rank may not go without, every collective waits for it: with fewer samples than rows some come twice.
+        # Split rows until every rank has as many as planned.
+        rows = _split_costliest_rows(rows, weights, planned)
+        # A rank must not be without a row, because every collective operation waits for it: with fewer samples than
+        # rows some samples come twice.
         order = self._order(epoch)
-        rows += [[order[i % len(order)]] for i in range(wanted - len(rows))]
-        steps = balance(rows, weights, self._world_size)
-        return self._shuffled(steps, epoch) if self._shuffle else sorted(steps, key=_first)
+        rows += [[order[i % len(order)]] for i in range(planned - len(rows))]
+        steps = _group_rows_by_cost(rows, weights, self._world_size)
+        return self._shuffled(steps, epoch) if self._shuffle else sorted(steps, key=_first_sample)
 
     def _order(self, epoch: int) -> list[int]:
         return epoch_order(self._samples, self._seed, epoch, self._shuffle)
 
-    def _shuffled(self, steps: list[Rows], epoch: int) -> list[Rows]:
-        """The steps in random order, and which rank takes which row; else the first would take the costliest."""
+    def _shuffled(self, steps: list[_Rows], epoch: int) -> list[_Rows]:
+        """Shuffle the steps, and the rows within each; otherwise rank 0 would always get the costliest row."""
         rng = random.Random(f"{self._seed}/rows/{epoch}")
         return [rng.sample(step, len(step)) for step in rng.sample(steps, len(steps))]
 
 
-def pack(tokens: Sequence[int], order: Sequence[int], capacity: int, buffer_size: int) -> Rows:
-    """Rows of at most `capacity` tokens; windows of `buffer_size` samples of `order` are packed one by one."""
-    rows: Rows = []
+def _pack(tokens: Sequence[int], order: Sequence[int], capacity: int, buffer_size: int) -> _Rows:
+    """Pack the samples of `order` into rows of at most `capacity` tokens, `buffer_size` samples at a time."""
+    rows: _Rows = []
     carried: list[int] = []
     for start in range(0, len(order), buffer_size):
-        packed = best_fit_decreasing(tokens, [*carried, *order[start : start + buffer_size]], capacity)
-        # The emptiest row of a window is filled up from the next.
+        packed = _best_fit_decreasing(tokens, [*carried, *order[start : start + buffer_size]], capacity)
+        # The emptiest row is not finished: its samples are packed once more, with those of the next window.
         emptiest = min(range(len(packed)), key=lambda row: sum(tokens[i] for i in packed[row]))
         carried = packed.pop(emptiest)
         rows += packed
     return [*rows, carried] if carried else rows
 
 
-def best_fit_decreasing(tokens: Sequence[int], samples: Sequence[int], capacity: int) -> Rows:
-    """Longest first, each into the fullest row that can still take it."""
-    rows: Rows = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+def _best_fit_decreasing(tokens: Sequence[int], samples: Sequence[int], capacity: int) -> _Rows:
+    """Pack the longest sample first, each into the fullest row that still has space for it."""
+    rows: _Rows = []
+    spaces: list[tuple[int, int]] = []  # (free tokens, row) of every row, sorted
     for index in sorted(samples, key=lambda i: -tokens[i]):
-        found = bisect_left(room, (tokens[index],))
-        if found == len(room):
+        # The smallest space that is large enough; a tuple of one sorts before all rows with that space.
+        position = bisect_left(spaces, (tokens[index],))
+        if position == len(spaces):
             rows.append([])
             free, row = capacity, len(rows) - 1
         else:
-            free, row = room.pop(found)
+            free, row = spaces.pop(position)
         rows[row].append(index)
-        insort(room, (free - tokens[index], row))
+        insort(spaces, (free - tokens[index], row))
     return rows
 
 
-def spread(rows: Rows, weights: Sequence[float], wanted: int) -> Rows:
-    """Halve the costliest row again and again, until there are `wanted` or every row is a single sample."""
+def _split_costliest_rows(rows: _Rows, weights: Sequence[float], count: int) -> _Rows:
+    """Split the costliest row into halves until there are `count` rows, or every row is a single sample."""
     alone = [row for row in rows if len(row) == 1]
     heap = [(-_weight(row, weights), row) for row in rows if len(row) > 1]
     heapq.heapify(heap)
-    while heap and len(heap) + len(alone) < wanted:
+    while heap and len(heap) + len(alone) < count:
         for half in _halves(heapq.heappop(heap)[1], weights):
             if len(half) == 1:
                 alone.append(half)
@@ -166,22 +178,22 @@ def spread(rows: Rows, weights: Sequence[float], wanted: int) -> Rows:
     return alone + [row for _, row in heap]
 
 
-def balance(rows: Rows, weights: Sequence[float], world_size: int) -> list[Rows]:
-    """Steps of `world_size` rows whose costs are as near to each other as the rows allow."""
+def _group_rows_by_cost(rows: _Rows, weights: Sequence[float], world_size: int) -> list[_Rows]:
+    """Form steps of `world_size` rows of similar cost: neighbours in the order of cost."""
     ranked = sorted(rows, key=lambda row: _weight(row, weights), reverse=True)
     return [ranked[start : start + world_size] for start in range(0, len(ranked), world_size)]
 
 
 def _halves(row: Sequence[int], weights: Sequence[float]) -> tuple[list[int], list[int]]:
-    """Two parts of near equal cost: the costliest sample first, each to the lighter part."""
+    """Split a row into two parts of similar cost: the costliest sample first, each to the cheaper part."""
     parts: tuple[list[int], list[int]] = ([], [])
     for index in sorted(row, key=lambda i: -weights[i]):
-        # By number where weights tie, so that neither part is ever empty.
+        # Where the costs are equal (all may be 0) the shorter part gets the sample, so that neither part stays empty.
         min(parts, key=lambda part: (_weight(part, weights), len(part))).append(index)
     return parts
 
 
-def _first(step: Rows) -> int:
+def _first_sample(step: _Rows) -> int:
     return min(index for row in step for index in row)
 
 

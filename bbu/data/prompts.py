@@ -1,7 +1,6 @@
-"""Prompts in Chinese and English: a detailed set for training, a concise one for evaluation.
+"""Prompts in Chinese and English, each in a detailed and a concise style.
 
-The system prompt says once what the answer looks like; the instruction is repeated with every image, so it
-stays short.
+The system prompt describes the answer once. The instruction follows the images of every turn, so it is short.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ from bbu.errors import ConfigError
 
 @dataclass(frozen=True)
 class Prompt:
-    """`system` opens the conversation, `instruction` follows every turn's images."""
+    """The fixed texts of a conversation."""
 
     system: str
+    """Opens the conversation."""
     instruction: str
+    """Follows the images of every turn."""
 
 
 _PROMPTS = {
@@ -59,7 +60,7 @@ _PROMPTS = {
 
 
 def get_prompt(language: Language, style: PromptStyle) -> Prompt:
-    """The prompt of a language (zh, en) and a style (detailed, concise); ConfigError lists the valid pairs."""
+    """Return the prompt of a language and a style; raises ConfigError, which lists the valid pairs."""
     if (language, style) not in _PROMPTS:
         valid = ", ".join("/".join(key) for key in _PROMPTS)
         raise ConfigError(f"no prompt {language}/{style}; set language and the prompt to one of: {valid}")

@@ -1,7 +1,8 @@
-"""Which samples make up which batch: a function of (seed, epoch) alone, split over ranks without waste.
+"""Decides which samples form which batch of which rank, from seed and epoch alone.
 
-Step by step the ranks together take the next `world_size * batch_size` samples of one common order, so N ranks
-of batch B see what one rank of batch N*B sees, and accumulation only cuts the same order elsewhere.
+In each step the ranks together take the next `world_size * batch_size` samples of one common order. So N ranks with
+batches of B samples see what one rank with batches of N * B samples sees, and accumulation only cuts the same order at
+other places.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class EpochBatchSampler(Sampler[list[int]]):
-    """Batches of one rank. `set_epoch` picks the order and tells `on_epoch`, usually the dataset, too."""
+    """Batches of one rank. `set_epoch` selects the order of an epoch and calls `on_epoch`, usually of the dataset."""
 
     def __init__(
         self,
@@ -33,40 +34,41 @@ class EpochBatchSampler(Sampler[list[int]]):
         self._samples, self._batch_size = samples, batch_size
         self._seed, self._shuffle = seed, shuffle
         self._rank, self._world_size = rank, world_size
-        # Dropping the only batch would leave nothing to train on.
+        # The only batch is never dropped: nothing would be left to train on.
         self._drop_last = drop_last and samples >= batch_size * world_size
         self._on_epoch = on_epoch
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Select the epoch whose batches the next iteration yields."""
         self._epoch = epoch
         if self._on_epoch is not None:
             self._on_epoch(epoch)
 
     def __len__(self) -> int:
-        whole, rest = divmod(self._samples, self._batch_size * self._world_size)
-        return whole + (rest > 0 and not self._drop_last)
+        full, rest = divmod(self._samples, self._batch_size * self._world_size)
+        return full + (rest > 0 and not self._drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = epoch_order(self._samples, self._seed, self._epoch, self._shuffle)
         size = self._batch_size * self._world_size
         for start in range(0, len(self) * size, size):
-            yield rank_share(order[start : start + size], order, self._rank, self._world_size)
+            yield _rank_share(order[start : start + size], order, self._rank, self._world_size)
 
 
 def epoch_order(samples: int, seed: int, epoch: int, shuffle: bool) -> list[int]:
-    """The common order of all ranks."""
+    """The order of the samples in an epoch, which all ranks share."""
     order = list(range(samples))
     if shuffle:
         random.Random(f"{seed}/order/{epoch}").shuffle(order)
     return order
 
 
-def rank_share(batch: list[int], order: list[int], rank: int, world_size: int) -> list[int]:
-    """A rank's contiguous part of a global batch, parts equal to within one sample.
+def _rank_share(batch: list[int], order: list[int], rank: int, world_size: int) -> list[int]:
+    """The contiguous part of a global batch that one rank takes; the parts differ by one sample at most.
 
-    A rank may not go without: every collective waits for it. Where there are fewer samples than ranks, the first
-    samples of the epoch are taken once more.
+    A rank must not be without a sample, because every collective operation waits for it. With fewer samples than ranks,
+    the first samples of the epoch are taken a second time.
     """
     if len(batch) < world_size:
         batch = batch + [order[i % len(order)] for i in range(world_size - len(batch))]
@@ -76,23 +78,29 @@ def rank_share(batch: list[int], order: list[int], rank: int, world_size: int) -
 
 
 class EpochDataLoader(DataLoader[Any]):
-    """A DataLoader over an EpochBatchSampler that a Trainer can tell the epoch."""
+    """A DataLoader over an EpochBatchSampler, with the `set_epoch` that Trainer calls."""
 
     def __init__(self, dataset: Dataset[Any], batch_sampler: EpochBatchSampler, **loading: Any) -> None:
         super().__init__(dataset, batch_sampler=batch_sampler, **loading)
 
     def set_epoch(self, epoch: int) -> None:
+        """Select the epoch of the sampler."""
         assert isinstance(self.batch_sampler, EpochBatchSampler)
         self.batch_sampler.set_epoch(epoch)
 
 
 def eval_batches(samples: int, batch_size: int, rank: int, world_size: int) -> tuple[list[list[int]], int]:
-    """One rank's batches of an evaluation, and how many of them count.
+    """Batches of one rank in an evaluation, and the number of them that count.
 
-    Every sample counts once, and all ranks run the same number of batches: a rank that has run out repeats the
-    first sample without counting it.
+    Every sample counts once. All ranks run the same number of batches: a rank that has no samples left runs the first
+    sample again without counting it.
+
+    Args:
+        samples: number of samples to evaluate.
+        batch_size: most samples of a batch.
+        rank, world_size: this rank and the number of ranks.
     """
-    own = list(range(samples))[rank::world_size]
-    batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+    indices = list(range(samples))[rank::world_size]
+    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     steps = math.ceil(math.ceil(samples / world_size) / batch_size)
     return batches + [[0]] * (steps - len(batches)), len(batches)

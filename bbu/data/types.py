@@ -1,7 +1,4 @@
-"""What the data room hands to training and inference: samples with their spans, and the batch's names.
-
-Shapes: S tokens of a sequence, P ViT patches, I images, N objects, B samples of a batch.
-"""
+"""What the data package gives to training and inference: samples, and the spans of tokens in them."""
 
 from __future__ import annotations
 
@@ -9,47 +6,47 @@ from dataclasses import dataclass
 
 import torch
 
-from bbu.schema import IGNORE_INDEX as IGNORE_INDEX  # the data room's users find them here
-from bbu.schema import ROLE_CODES as ROLE_CODES
 from bbu.schema import BBUObject, Role
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens start..end (end excluded) of a sequence, and whose they are."""
+    """A run of tokens in a conversation."""
 
     start: int
+    """Index of the first token."""
     end: int
+    """Index behind the last token."""
     role: Role
+    """Whose tokens they are."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation: worked examples of teachers, then the student's.
-
-    answers: supervised tokens (`<|im_end|>` included), one span per answered turn.
-    images: placeholder tokens, one span per image, in the order of `image_grid_thw`.
-    objects: the student's, boxes in pixels of the first student image as the model sees it.
-    captions: token ids of each object's description, the end token included.
-    """
+    """One conversation: worked examples of teachers, then the student's turn. S tokens, I images, P ViT patches."""
 
     name: str
+    """Names the record in messages: file, index and image."""
     input_ids: torch.Tensor
-    """[S] int64"""
+    """[S] int64."""
     labels: torch.Tensor
-    """[S] int64, IGNORE_INDEX outside answers; not shifted"""
+    """[S] int64: the token inside answers, IGNORE_INDEX elsewhere; not shifted."""
     mm_token_type_ids: torch.Tensor
-    """[S] int64, 1 at image placeholders, else 0; mRoPE needs it"""
+    """[S] int64: 1 at image placeholders, 0 elsewhere; without it the model's positions are not those of mRoPE."""
     pixel_values: torch.Tensor
-    """[P, 1176] float32, the images' patches one after the other"""
+    """[P, 1176] float32: the patches of all images, one image after the other."""
     image_grid_thw: torch.Tensor
-    """[I, 3] int64, (t, h, w) in patches"""
+    """[I, 3] int64: (time, rows, columns) of each image in patches."""
     answers: tuple[Span, ...]
+    """Supervised tokens of each answered turn, `<|im_end|>` included."""
     images: tuple[Span, ...]
+    """Placeholder tokens of each image, in the order of `image_grid_thw`."""
     objects: tuple[BBUObject, ...]
+    """The student's objects; boxes in pixels of the student's first image as the model sees it."""
     captions: tuple[tuple[int, ...], ...]
+    """Token ids of each object's description, the end token included."""
     image_size: tuple[int, int]
-    """(width, height) in pixels of the first student image as the model sees it"""
+    """(width, height) in pixels of the student's first image as the model sees it."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -61,7 +58,7 @@ class Sample:
 
     @property
     def prompt(self) -> slice:
-        """Tokens of the student's instruction: after its last image, before its answer (or the end)."""
+        """Tokens of the student's instruction: from its last image to its answer, or to the end without an answer."""
         last = [span for span in self.images if span.role == "student"][-1]
         ends = [span.start for span in self.answers if span.role == "student"]
         return slice(last.end, ends[0] if ends else len(self))

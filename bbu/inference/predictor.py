@@ -135,7 +135,8 @@ class Predictor:
         for start in range(0, len(images), self._config.generation_batch_size):
             group = images[start : start + self._config.generation_batch_size]
             samples = [
-                self._builder.ask(f"image {start + i}", [im], prompt, self._teachers) for i, im in enumerate(group)
+                self._builder.build_question(f"image {start + i}", [im], prompt, self._teachers)
+                for i, im in enumerate(group)
             ]
             detections += query(samples, self._to_device(self._collate(samples)))
         return detections

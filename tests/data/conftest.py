@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.config.domains import DataConfig
+from bbu.config.read import load_config
 from bbu.models.tiny import CORPUS, build_tokenizer
 
-BLANKS: dict[str, Any] = {"str": "", "int": 0, "float": 0.0, "bool": False, "list[str]": []}
 SCREW, BAFFLE = "螺丝连接点/BBU安装螺丝/安装正确", "挡风板/已安装"
 
 
@@ -59,17 +59,16 @@ def data_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_config(data_root: Path) -> Callable[..., DataConfig]:
-    """A DataConfig over data_root; keys that conversion alone reads are blank."""
+    """The smoke config's data over data_root, with some keys changed."""
 
     def make(**changes: Any) -> DataConfig:
-        blank = {f.name: BLANKS[str(f.type)] for f in dataclasses.fields(DataConfig)}
-        stated = {
+        settings = {
             "data_root": str(data_root), "train_file": "train.jsonl", "val_file": "val.jsonl",
             "teacher_file": "teacher.jsonl", "min_pixels": 784, "max_pixels": 28 * 28 * 64,
             "max_examples": -1, "max_eval_examples": -1, "teacher_ratio": 0.5, "num_teacher_samples": 1,
             "eval_teacher_ratio": 0.0, "language": "zh", "train_prompt": "detailed", "eval_prompt": "concise",
             "object_order": "reading", "long_sample_policy": "refuse",
         }  # fmt: skip
-        return DataConfig(**{**blank, **stated, **changes})
+        return dataclasses.replace(load_config("smoke").data, **{**settings, **changes})
 
     return make

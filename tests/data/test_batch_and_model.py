@@ -28,9 +28,9 @@ def samples(make_config, folder):
     config = make_config(teacher_ratio=0.7)
     tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
     dataset = load_dataset(config, tokenizer, processor, split="train", seed=3, max_length=4096)
-    found = [dataset[i] for i in range(len(dataset))]
-    assert len({len(s) for s in found}) > 1, "the draw must mix samples with and without a teacher"
-    return found
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert len({len(s) for s in samples}) > 1, "the draw must mix samples with and without a teacher"
+    return samples
 
 
 @torch.no_grad()

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from bbu.data.chat import ChatBuilder, Turn, check_placeholders, format_answer, reading_order
-from bbu.data.types import IGNORE_INDEX
 from bbu.errors import DataError
-from bbu.schema import BBUObject
+from bbu.schema import IGNORE_INDEX, BBUObject
 
 ANSWER = '[{"bbox_2d": [1, 2, 30, 40], "desc": "挡风板/已安装"}]'
 TURNS = [Turn("teacher", (2,), "检测所有部件", "[]"), Turn("student", (3,), "检测所有部件", ANSWER)]
@@ -43,8 +42,8 @@ def test_answer_spans_name_who_answers(chat, tokenizer):
 
 
 def test_an_open_turn_is_the_prefix_of_its_answered_form(chat, tokenizer):
-    asked = ChatBuilder(tokenizer).build("回答[]", [TURNS[0], Turn("student", (3,), "检测所有部件", None)])
-    assert asked.ids == chat.ids[: chat.answers[-1].start]
+    question = ChatBuilder(tokenizer).build("回答[]", [TURNS[0], Turn("student", (3,), "检测所有部件", None)])
+    assert question.ids == chat.ids[: chat.answers[-1].start]
 
 
 def test_token_types_mark_the_placeholders(chat, tokenizer):

@@ -3,7 +3,7 @@ import torch
 
 from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import load_dataset
-from bbu.data.types import IGNORE_INDEX
+from bbu.schema import IGNORE_INDEX
 from tests.data.conftest import view, write_jsonl
 
 

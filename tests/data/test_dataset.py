@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 
 from bbu.data.dataset import SampleBuilder, load_dataset
 from bbu.data.prompts import get_prompt
-from bbu.data.types import IGNORE_INDEX
 from bbu.errors import DataError
+from bbu.schema import IGNORE_INDEX
 from tests.data.conftest import view, write_jpeg, write_jsonl
 
 
@@ -83,7 +83,7 @@ def test_persistent_workers_see_the_epoch(load):
     loader = DataLoader(dataset, 1, num_workers=1, persistent_workers=True, collate_fn=lambda b: len(b[0]))
     for epoch in range(4):
         dataset.set_epoch(epoch)
-        assert list(loader) == [dataset.length(i) for i in range(len(dataset))]
+        assert list(loader) == [dataset.cost(i, epoch).tokens for i in range(len(dataset))]
 
 
 def test_a_student_is_never_its_own_teacher(load, data_root):
@@ -111,7 +111,7 @@ def test_max_examples_limits_the_records(load):
 
 def test_measured_length_is_the_built_length(load):
     dataset = load(teacher_ratio=1.0)
-    assert dataset.length(0) == len(dataset[0])
+    assert dataset.cost(0, epoch=0).tokens == len(dataset[0])
 
 
 def test_teachers_give_way_where_the_length_is_short(load):
@@ -134,12 +134,12 @@ def test_an_object_free_photo_answers_with_an_empty_list(load, data_root, tokeni
     assert tokenizer.decode(sample.labels[sample.labels != IGNORE_INDEX]) == "[]<|im_end|>"
 
 
-def test_asking_is_the_prefix_of_the_trained_conversation(make_config, tokenizer, processor, load, data_root):
+def test_a_question_is_the_prefix_of_the_trained_conversation(make_config, tokenizer, processor, load, data_root):
     sample = load(teacher_ratio=0.0)[0]
     builder = SampleBuilder(make_config(), tokenizer, processor, get_prompt("zh", "detailed"))
-    asked = builder.ask("photo", [Image.open(data_root / "images/s0.jpg")])
-    assert torch.equal(asked.input_ids, sample.input_ids[: sample.answers[0].start])
-    assert torch.equal(asked.pixel_values, sample.pixel_values)
+    question = builder.build_question("photo", [Image.open(data_root / "images/s0.jpg")])
+    assert torch.equal(question.input_ids, sample.input_ids[: sample.answers[0].start])
+    assert torch.equal(question.pixel_values, sample.pixel_values)
 
 
 def test_a_missing_photo_is_named(load, data_root):

@@ -9,11 +9,11 @@ import torch
 
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import load_dataset
-from bbu.data.types import IGNORE_INDEX
 from bbu.errors import DataError
 from bbu.losses.language import _token_losses, find_supervision
 from bbu.models.qwen import load_image_processor, load_tokenizer
 from bbu.models.tiny import build_tiny_model
+from bbu.schema import IGNORE_INDEX
 from tests.data.conftest import view, write_jpeg, write_jsonl
 from tests.models.stand_ins import load_bbu_model, load_stock_model, registered_reference_kernel
 
@@ -40,9 +40,9 @@ def samples(make_config, folder, data_root):
     config = make_config(teacher_ratio=0.7, num_teacher_samples=2)
     tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
     dataset = load_dataset(config, tokenizer, processor, split="train", seed=3, max_length=4096)
-    found = [dataset[i] for i in range(len(dataset))]
-    assert {len(s.images) for s in found} == {1, 3} and len({len(s) for s in found}) == 4
-    return found
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert {len(s.images) for s in samples} == {1, 3} and len({len(s) for s in samples}) == 4
+    return samples
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def load(folder, text: str):
 def run(model, batch, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses [T] of a batch's supervised tokens and their positions [T] in its only row; adds to the gradients."""
     supervision = find_supervision(batch["labels"], batch["answer_roles"] == 1)
-    given = {key: batch[key] for key in MODEL_KEYS if key in batch}
-    logits = model(**given, **options).logits[supervision.positions]
+    inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
+    logits = model(**inputs, **options).logits[supervision.positions]
     losses = _token_losses(logits, supervision.targets)
     losses.sum().backward()
     return losses.detach(), supervision.positions[0].nonzero().flatten()
@@ -76,29 +76,29 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def error_of(model, samples, batch, **options) -> float:
+def worst_error(model, samples, batch, **options) -> float:
     """The worst relative error of any sample's loss and any parameter's gradient, against one sample at a time."""
     model.zero_grad()
     alone = torch.stack([run(model, StandardDataCollator(0)([s]))[0].sum() for s in samples])
-    wanted = gradients(model)
+    gradients_alone = gradients(model)
     model.zero_grad()
     losses, positions = run(model, batch, **options)
     ends = batch["sample_lengths"].cumsum(0)
     together = torch.zeros_like(alone).index_add(0, torch.searchsorted(ends, positions, right=True), losses)
-    found = gradients(model)
-    errors = [((found[name] - wanted[name]).norm() / wanted[name].norm()).item() for name in wanted]
+    gradients_together = gradients(model)
+    errors = [((gradients_together[n] - g).norm() / g.norm()).item() for n, g in gradients_alone.items()]
     return max(*errors, ((together - alone).abs() / alone).max().item())
 
 
 @pytest.mark.parametrize("multiple", [1, 100])
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
 def test_packed_equals_separate(folder, samples, name, multiple):
-    assert error_of(load(folder, name), samples, pack(samples, pad_to_multiple_of=multiple)) < EQUAL
+    assert worst_error(load(folder, name), samples, pack(samples, pad_to_multiple_of=multiple)) < EQUAL
 
 
 def test_packed_equals_separate_with_varlen_attention_in_both_towers(folder, samples, kernel):
     model = load_bbu_model(folder, "varlen", "varlen", for_training=True)
-    assert error_of(model, samples, pack(samples)) < EQUAL
+    assert worst_error(model, samples, pack(samples)) < EQUAL
     assert [len(s) for s in samples] in kernel.segments
 
 
@@ -113,7 +113,7 @@ def test_packed_with_varlen_equals_separate_with_sdpa(folder, samples, kernel):
 
 def test_packed_equals_separate_with_batched_windows(folder, samples):
     model = load_bbu_model(folder, "sdpa", for_training=True)
-    assert error_of(model, samples, pack(samples)) < EQUAL
+    assert worst_error(model, samples, pack(samples)) < EQUAL
 
 
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
@@ -121,7 +121,7 @@ def test_packed_equals_separate_with_gradient_checkpointing(folder, samples, nam
     model = load(folder, name)
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-    assert error_of(model, samples, pack(samples)) < EQUAL
+    assert worst_error(model, samples, pack(samples)) < EQUAL
 
 
 # --- what leaks ---
@@ -131,27 +131,27 @@ def test_packed_equals_separate_with_gradient_checkpointing(folder, samples, nam
 class TestLeaks:
     def test_positions_left_to_the_model(self, folder, samples, name):
         batch = pack(samples) | {"position_ids": None}
-        assert error_of(load(folder, name), samples, batch) > LEAKING
+        assert worst_error(load(folder, name), samples, batch) > LEAKING
 
     def test_positions_of_one_dimension(self, folder, samples, name):
         batch = pack(samples)
         batch["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None]
-        assert error_of(load(folder, name), samples, batch) > LEAKING
+        assert worst_error(load(folder, name), samples, batch) > LEAKING
 
     def test_positions_without_the_row_that_counts(self, folder, samples, name):
         batch = pack(samples)
         batch["position_ids"] = batch["position_ids"][1:]
-        assert error_of(load(folder, name), samples, batch) > LEAKING
+        assert worst_error(load(folder, name), samples, batch) > LEAKING
 
     def test_a_mask_of_ones(self, folder, samples, name):
         batch = pack(samples)
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        assert error_of(load(folder, name), samples, batch) > LEAKING
+        assert worst_error(load(folder, name), samples, batch) > LEAKING
 
     def test_a_cache(self, folder, samples, name):
         model = load(folder, name)
         model.config.text_config.use_cache = True  # what Trainer leaves as it is
-        assert error_of(model, samples, pack(samples)) > LEAKING
+        assert worst_error(model, samples, pack(samples)) > LEAKING
 
 
 # --- the row itself ---

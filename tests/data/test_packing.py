@@ -10,36 +10,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bbu.data.dataset import load_dataset
-from bbu.data.packing import PackingBatchSampler, SampleCost, balance, best_fit_decreasing, pack, spread
+from bbu.data.packing import (
+    PackingBatchSampler,
+    SampleCost,
+    _best_fit_decreasing,
+    _group_rows_by_cost,
+    _pack,
+    _split_costliest_rows,
+)
 from bbu.data.sampling import EpochDataLoader, epoch_order
 from bbu.errors import DataError
 
 LIMIT = 100
 
 
-def drawn(samples: int, seed: int = 0, most: int = LIMIT):
+def drawn_costs(samples: int, seed: int = 0, most: int = LIMIT):
     """Lengths that change with the epoch, as drawn teachers make them."""
 
-    def lengths(epoch: int) -> list[SampleCost]:
+    def costs_of_epoch(epoch: int) -> list[SampleCost]:
         rng = random.Random(f"{seed}/{epoch}")
         return [SampleCost(rng.randint(1, most), rng.randint(4, 400)) for _ in range(samples)]
 
-    return lengths
+    return costs_of_epoch
 
 
-def samplers(lengths, ranks: int = 1, *, buffer: int = 32, **more) -> list[PackingBatchSampler]:
+def samplers(costs_of_epoch, ranks: int = 1, *, buffer: int = 32, **more) -> list[PackingBatchSampler]:
     options = {
         "epochs": lambda rows: 4, "max_total_length": LIMIT, "buffer_size": buffer, "vision_weight": 0.25,
         "seed": 7, "shuffle": True, "world_size": ranks, **more,
     }  # fmt: skip
-    return [PackingBatchSampler(lengths, rank=rank, **options) for rank in range(ranks)]
+    return [PackingBatchSampler(costs_of_epoch, rank=rank, **options) for rank in range(ranks)]
 
 
-def steps(found: list[PackingBatchSampler], epoch: int) -> list[list[list[int]]]:
+def steps(rank_samplers: list[PackingBatchSampler], epoch: int) -> list[list[list[int]]]:
     """[step][rank] -> indices of a row."""
-    for sampler in found:
+    for sampler in rank_samplers:
         sampler.set_epoch(epoch)
-    return [list(step) for step in zip(*found, strict=True)]
+    return [list(step) for step in zip(*rank_samplers, strict=True)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -47,23 +54,23 @@ def steps(found: list[PackingBatchSampler], epoch: int) -> list[list[list[int]]]
     st.integers(1, 60), st.integers(1, 5), st.integers(1, 40), st.integers(1, LIMIT), st.integers(0, 9), st.booleans()
 )
 def test_every_epoch_of_the_plan_has_every_sample_in_equally_many_rows(samples, ranks, buffer, most, seed, shuffle):
-    lengths = drawn(samples, seed, most)
-    found = samplers(lengths, ranks, buffer=buffer, shuffle=shuffle)
+    costs_of_epoch = drawn_costs(samples, seed, most)
+    rank_samplers = samplers(costs_of_epoch, ranks, buffer=buffer, shuffle=shuffle)
     for epoch in range(4):
-        rows = [row for step in steps(found, epoch) for row in step]
+        rows = [row for step in steps(rank_samplers, epoch) for row in step]
         seen = sorted(index for row in rows for index in row)
-        assert {len(sampler) for sampler in found} == {len(rows) // ranks}
-        assert all(row and sum(lengths(epoch)[i].tokens for i in row) <= LIMIT for row in rows)
+        assert {len(sampler) for sampler in rank_samplers} == {len(rows) // ranks}
+        assert all(row and sum(costs_of_epoch(epoch)[i].tokens for i in row) <= LIMIT for row in rows)
         assert set(seen) == set(range(samples))
         # Once more only where there are fewer samples than rows to keep all ranks busy.
         assert len(seen) == max(samples, len(rows)) and (len(seen) == samples or len(seen) - samples < ranks)
 
 
 def test_rows_are_a_function_of_seed_and_epoch():
-    lengths = drawn(50)
-    first, again = steps(samplers(lengths, 2), 1), steps(samplers(lengths, 2), 1)
-    assert first == again != steps(samplers(lengths, 2, seed=8), 1)
-    assert first != steps(samplers(lengths, 2), 2)
+    costs_of_epoch = drawn_costs(50)
+    first, again = steps(samplers(costs_of_epoch, 2), 1), steps(samplers(costs_of_epoch, 2), 1)
+    assert first == again != steps(samplers(costs_of_epoch, 2, seed=8), 1)
+    assert first != steps(samplers(costs_of_epoch, 2), 2)
 
 
 def test_a_resumed_epoch_continues_where_it_stopped():
@@ -75,7 +82,7 @@ def test_a_resumed_epoch_continues_where_it_stopped():
             return 30
 
     epochs: list[int] = []
-    loader = EpochDataLoader(Squares(), samplers(drawn(30), on_epoch=epochs.append)[0], collate_fn=list)
+    loader = EpochDataLoader(Squares(), samplers(drawn_costs(30), on_epoch=epochs.append)[0], collate_fn=list)
     loader.set_epoch(2)
     rest = list(loader)[3:]
     assert rest and list(skip_first_batches(loader, 3)) == rest and epochs == [2]
@@ -94,37 +101,38 @@ def waiting(rows_of_steps: list[list[list[int]]]) -> float:
 
 def test_ranks_wait_less_than_with_rows_as_they_come():
     balanced = steps(samplers(skewed, 4, buffer=400), 0)
-    rows = pack([20] * 400, random.Random(0).sample(range(400), 400), LIMIT, 400)
+    rows = _pack([20] * 400, random.Random(0).sample(range(400), 400), LIMIT, 400)
     naive = [rows[start : start + 4] for start in range(0, len(rows), 4)]
     assert waiting(balanced) < waiting(naive) / 3
 
 
 def test_no_rank_always_takes_the_costliest_row():
-    lengths = drawn(200)
+    costs_of_epoch = drawn_costs(200)
     costs = [
-        [sum(lengths(0)[i].tokens + 0.25 * lengths(0)[i].patches for i in row) for row in step]
-        for step in steps(samplers(lengths, 2), 0)
+        [sum(costs_of_epoch(0)[i].tokens + 0.25 * costs_of_epoch(0)[i].patches for i in row) for row in step]
+        for step in steps(samplers(costs_of_epoch, 2), 0)
     ]
     assert {first > second for first, second in costs} == {True, False}
 
 
 def test_rows_are_well_filled():
-    sampler = samplers(drawn(500, most=60), buffer=128)[0]
+    costs_of_epoch = drawn_costs(500, most=60)
     for epoch in range(4):
-        sampler.set_epoch(epoch)
-        assert sampler.packing_efficiency() > 0.95
+        rows = [row for step in steps(samplers(costs_of_epoch, buffer=128), epoch) for row in step]
+        tokens = sum(costs_of_epoch(epoch)[index].tokens for row in rows for index in row)
+        assert tokens / (len(rows) * LIMIT) > 0.95
 
 
 def test_without_shuffling_steps_keep_their_order():
-    found = steps(samplers(lambda epoch: [SampleCost(50, 4)] * 8, shuffle=False, buffer=2), 0)
-    assert found == [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]
+    planned = steps(samplers(lambda epoch: [SampleCost(50, 4)] * 8, shuffle=False, buffer=2), 0)
+    assert planned == [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]
 
 
-def test_the_epochs_of_the_run_are_asked_for_by_the_first_ones_rows():
-    lengths, asked = drawn(40), []
-    samplers(lengths, epochs=lambda rows: asked.append(rows) or 2)
-    tokens = [cost.tokens for cost in lengths(0)]
-    assert asked == [len(pack(tokens, epoch_order(40, 7, 0, True), LIMIT, 32))]
+def test_the_number_of_epochs_follows_from_the_rows_of_the_first_one():
+    costs_of_epoch, first_rows = drawn_costs(40), []
+    samplers(costs_of_epoch, epochs=lambda rows: first_rows.append(rows) or 2)
+    tokens = [cost.tokens for cost in costs_of_epoch(0)]
+    assert first_rows == [len(_pack(tokens, epoch_order(40, 7, 0, True), LIMIT, 32))]
 
 
 def test_an_epoch_beyond_the_plan_is_refused_where_it_does_not_fit():
@@ -141,16 +149,16 @@ def test_a_sample_longer_than_a_row_is_refused():
 
 def test_best_fit_takes_the_fullest_row_with_room():
     tokens = [60, 50, 40, 45]
-    assert best_fit_decreasing(tokens, [0, 1, 2, 3], LIMIT) == [[0, 2], [1, 3]]
+    assert _best_fit_decreasing(tokens, [0, 1, 2, 3], LIMIT) == [[0, 2], [1, 3]]
 
 
 def test_spreading_halves_the_costliest_row_and_stops_at_single_samples():
-    assert sorted(spread([[0, 1], [2, 3]], [9.0, 8.0, 1.0, 1.0], 3)) == [[0], [1], [2, 3]]
-    assert sorted(spread([[0, 1], [2]], [0.0, 0.0, 0.0], 9)) == [[0], [1], [2]]
+    assert sorted(_split_costliest_rows([[0, 1], [2, 3]], [9.0, 8.0, 1.0, 1.0], 3)) == [[0], [1], [2, 3]]
+    assert sorted(_split_costliest_rows([[0, 1], [2]], [0.0, 0.0, 0.0], 9)) == [[0], [1], [2]]
 
 
 def test_steps_hold_rows_of_like_cost():
-    assert balance([[0], [1], [2], [3]], [1.0, 9.0, 2.0, 8.0], 2) == [[[1], [3]], [[2], [0]]]
+    assert _group_rows_by_cost([[0], [1], [2], [3]], [1.0, 9.0, 2.0, 8.0], 2) == [[[1], [3]], [[2], [0]]]
 
 
 def test_a_samples_cost_is_that_of_the_sample_itself(make_config, tokenizer, processor):
