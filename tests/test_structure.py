@@ -95,6 +95,14 @@ def test_only_training_and_inference_use_models_beside_other_parts(path: Path):
         assert package_of(path) in ("training", "inference")
 
 
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_no_object_changes_its_class(path: Path):
+    """A class is chosen when its object is built."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    stored = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    assert "__class__" not in stored
+
+
 @pytest.mark.parametrize("path", TORCH_FREE_FILES, ids=relative)
 def test_torch_free_files_name_no_heavy_package(path: Path):
     assert not {name.split(".")[0] for name in imported_names(path)} & HEAVY

@@ -123,7 +123,7 @@ def _varlen_mask(
             device=device, **more,
         )  # fmt: skip
     # The mask function knows where packed samples begin: a token that may not see its predecessor starts a segment.
-    # The rule is the same for every head, so head 0 is asked.
+    # The rule is the same for every head, so head 0 stands for all.
     token = torch.arange(1, q_length, device=device)
     row = torch.arange(batch_size, device=device)[:, None]
     joined = mask_function(row, torch.zeros_like(row), token, token - 1).expand(batch_size, -1)

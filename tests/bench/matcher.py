@@ -35,21 +35,21 @@ def measure(batch: int, queries: int, targets: int) -> list[float]:
     )
     ours, theirs = HungarianMatcher(detection), DeformableDetrHungarianMatcher(2.0, 5.0, 2.0)
     outputs = {"logits": logits[0, ..., None], "pred_boxes": boxes[0]}
-    found, expected = ours(boxes, logits, valid, truth), theirs(outputs, labels)
+    matches, expected = ours(boxes, logits, valid, truth), theirs(outputs, labels)
     offsets = [sum(len(t) for t in truth[:b]) for b in range(batch)]
-    pairs = {(int(s), int(q), int(t)) for s, q, t in zip(found.sample, found.query, found.target, strict=True)}
-    same = {
+    pairs = {(int(s), int(q), int(t)) for s, q, t in zip(matches.sample, matches.query, matches.target, strict=True)}
+    expected_pairs = {
         (b, int(q), offsets[b] + int(t))
         for b, (rows, columns) in enumerate(expected)
         for q, t in zip(rows, columns, strict=True)
     }
-    assert pairs == same, "the two matchers disagree"
-    own, other = best_ms(lambda: ours(boxes, logits, valid, truth)), best_ms(lambda: theirs(outputs, labels))
-    return [batch, queries, targets, own, other, other / own]
+    assert pairs == expected_pairs, "the two matchers disagree"
+    our_ms, their_ms = best_ms(lambda: ours(boxes, logits, valid, truth)), best_ms(lambda: theirs(outputs, labels))
+    return [batch, queries, targets, our_ms, their_ms, their_ms / our_ms]
 
 
 def best_ms(call: Callable[[], object], repeats: int = 15) -> float:
-    """The fastest of some calls, in milliseconds: what is slower was disturbed."""
+    """Milliseconds of the fastest call: slower ones shared the core with other programs."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The detection head: what it can see, what it cannot, and what it says of any input."""
+"""The detection head: what it can see, what it cannot, and what it predicts for any input."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from bbu.models.detection_head import (
 from bbu.models.qwen import BBUModel, DetectionQuery, load_image_processor, load_model, load_tokenizer
 from bbu.models.tiny import build_tiny_model
 from bbu.schema import BBUObject, View
+from tests.models.test_denoising import TRUTH
 
 SMALL = (
     "detection_enabled=true", "detection_num_queries=20", "detection_hidden_dim=32", "detection_num_layers=2",
@@ -64,7 +65,7 @@ def view(index: int, desc: str = SCREW) -> View:
 
 
 @pytest.fixture(scope="module")
-def ask(folder: Path, model: BBUModel) -> Callable[..., DetectionOutput]:
+def head_output(folder: Path, model: BBUModel) -> Callable[..., DetectionOutput]:
     """The head's output for some (student, teachers) pairs in one batch."""
     tokenizer = load_tokenizer(folder / "model")
     settings = config(f"data_root={folder}")
@@ -76,12 +77,12 @@ def ask(folder: Path, model: BBUModel) -> Callable[..., DetectionOutput]:
     def run(*pairs: tuple[View, tuple[View, ...]]) -> DetectionOutput:
         batch = collate([builder.build("s", student, teachers) for student, teachers in pairs])
         query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
-        given = {
+        inputs = {
             k: batch[k] for k in ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
         }
         with torch.no_grad():
             _, output = model(
-                **given, use_cache=False, read_states=lambda states, head: None,
+                **inputs, use_cache=False, read_states=lambda states, head: None,
                 detection=query, read_detection=lambda output, model: output,
             )  # fmt: skip
         return output
@@ -94,36 +95,38 @@ def same_bits(one: DetectionOutput, other: DetectionOutput, row: int = 0) -> boo
     return all(torch.equal(a, b) for a, b in [*pairs, (one.states[row], other.states[row])])
 
 
-def test_the_answer_changes_nothing(ask: Callable[..., DetectionOutput]):
-    assert same_bits(ask((view(0, SCREW), ())), ask((view(0, BRAND), ())))
+def test_the_answer_changes_nothing(head_output: Callable[..., DetectionOutput]):
+    assert same_bits(head_output((view(0, SCREW), ())), head_output((view(0, BRAND), ())))
 
 
-def test_another_samples_answer_changes_nothing(ask: Callable[..., DetectionOutput]):
-    assert same_bits(ask((view(0), ()), (view(1), ())), ask((view(0), ()), (view(1, BRAND), ())))
+def test_another_samples_answer_changes_nothing(head_output: Callable[..., DetectionOutput]):
+    assert same_bits(head_output((view(0), ()), (view(1), ())), head_output((view(0), ()), (view(1, BRAND), ())))
 
 
-def test_a_teachers_picture_or_another_samples_changes_nothing(ask: Callable[..., DetectionOutput], folder: Path):
+def test_a_teachers_picture_or_another_samples_changes_nothing(
+    head_output: Callable[..., DetectionOutput], folder: Path
+):
     with Image.open(folder / "1.png") as image:
         image.transpose(Image.Transpose.ROTATE_180).save(folder / "turned.png")
     turned = View(("turned.png",), (BBUObject((1, 2, 30, 40), BRAND),))
-    assert same_bits(ask((view(0), (view(1),))), ask((view(0), (turned,))))
-    assert same_bits(ask((view(0), ()), (view(1), ())), ask((view(0), ()), (turned, ())))
+    assert same_bits(head_output((view(0), (view(1),))), head_output((view(0), (turned,))))
+    assert same_bits(head_output((view(0), ()), (view(1), ())), head_output((view(0), ()), (turned, ())))
 
 
-def test_its_own_picture_does_change_it(ask: Callable[..., DetectionOutput], folder: Path):
+def test_its_own_picture_does_change_it(head_output: Callable[..., DetectionOutput], folder: Path):
     with Image.open(folder / "0.png") as image:
         image.transpose(Image.Transpose.ROTATE_180).save(folder / "own.png")
-    assert not same_bits(ask((view(0), ())), ask((View(("own.png",), ()), ())))
+    assert not same_bits(head_output((view(0), ())), head_output((View(("own.png",), ()), ())))
 
 
-def test_a_smaller_picture_beside_a_bigger_one_is_seen_as_alone(ask: Callable[..., DetectionOutput]):
-    alone, together = ask((view(0), ())), ask((view(0), ()), (view(3), ()))
+def test_a_smaller_picture_beside_a_bigger_one_is_seen_as_alone(head_output: Callable[..., DetectionOutput]):
+    alone, together = head_output((view(0), ())), head_output((view(0), ()), (view(3), ()))
     torch.testing.assert_close(together.boxes[:, 0], alone.boxes[:, 0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(together.logits[:, 0], alone.logits[:, 0], atol=1e-5, rtol=1e-4)
 
 
-def test_shapes_and_ranges(ask: Callable[..., DetectionOutput]):
-    output = ask((view(0), ()), (view(1), ()))
+def test_shapes_and_ranges(head_output: Callable[..., DetectionOutput]):
+    output = head_output((view(0), ()), (view(1), ()))
     assert output.boxes.shape == (3, 2, 20, 4) and output.logits.shape == (3, 2, 20)
     assert ((output.boxes >= 0) & (output.boxes <= 1)).all() and output.valid.all()
     assert output.boxes.dtype == output.logits.dtype == torch.float32
@@ -139,8 +142,8 @@ def test_a_picture_with_fewer_patches_than_queries_leaves_the_rest_empty(folder:
     )
     batch = StandardDataCollator(0)([builder.build("s", View(("mini.png",), ()))])
     query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
-    given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
-    _, output = model(**given, detection=query, read_detection=lambda output, model: output)
+    inputs = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
+    _, output = model(**inputs, detection=query, read_detection=lambda output, model: output)
     assert (
         output.valid.sum() == 8 and torch.isfinite(output.boxes).all() and torch.isfinite(output.logits[:, :, :8]).all()
     )
@@ -156,8 +159,8 @@ def test_weights_in_bfloat16_work_and_boxes_stay_float32(folder: Path):
     batch = StandardDataCollator(0)([builder.build("s", view(0)), builder.build("s", view(1))])
     noise = draw_denoising_queries(batch["boxes"], 8, 0.4)
     query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"], noise)
-    given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
-    _, output = model(**given, detection=query, read_detection=lambda output, model: output)
+    inputs = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
+    _, output = model(**inputs, detection=query, read_detection=lambda output, model: output)
     assert output.boxes.dtype == output.logits.dtype == torch.float32 and torch.isfinite(output.boxes).all()
     captions = model.detection_head.captions
     tokens = torch.zeros(2, 3, dtype=torch.int64)
@@ -180,15 +183,15 @@ def test_the_head_travels_with_the_model_folder(model: BBUModel, folder: Path, t
         (tmp_path / name).write_bytes((folder / "model" / name).read_bytes())
     loaded = load_model(tmp_path, config().model, for_training=False)
     assert loaded.detection_head is not None
-    for own, other in zip(model.detection_head.parameters(), loaded.detection_head.parameters(), strict=True):
-        assert torch.equal(own, other)
+    for saved, reloaded in zip(model.detection_head.parameters(), loaded.detection_head.parameters(), strict=True):
+        assert torch.equal(saved, reloaded)
     without = load_model(tmp_path, config().model, config("detection_enabled=false").detection)
     assert without.detection_head is None
     with pytest.raises(ModelError, match="its detection head has another queries"):
         load_model(tmp_path, config().model, config("detection_num_queries=30").detection)
 
 
-def test_detached_memory_keeps_the_heads_gradient_from_the_model(folder: Path, ask: Callable[..., Any]):
+def test_detached_memory_keeps_the_heads_gradient_from_the_model(folder: Path, head_output: Callable[..., Any]):
     settings = config(f"data_root={folder}", "detection_detach_memory=true")
     model = load_model(folder / "model", settings.model, settings.detection)
     tokenizer = load_tokenizer(folder / "model")
@@ -197,8 +200,8 @@ def test_detached_memory_keeps_the_heads_gradient_from_the_model(folder: Path, a
     )
     batch = StandardDataCollator(0)([builder.build("s", view(0))])
     query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
-    given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
-    _, output = model(**given, detection=query, read_detection=lambda output, model: output)
+    inputs = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
+    _, output = model(**inputs, detection=query, read_detection=lambda output, model: output)
     (output.boxes.sum() + output.logits.sum()).backward()
     assert all(p.grad is None for p in model.model.parameters())
     assert any(p.grad is not None and p.grad.any() for p in model.detection_head.parameters())
@@ -230,25 +233,6 @@ def test_a_caption_token_does_not_see_itself_or_what_follows(model: BBUModel):
 
 # --- denoising queries ---
 
-TRUTH = [torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.7, 0.1, 0.3]]), torch.tensor([[0.5, 0.5, 0.4, 0.4]])]
-
-
-def test_denoising_queries_hold_every_object_in_every_group_near_and_further_off():
-    noise = draw_denoising_queries(TRUTH, queries=12, noise=0.4)
-    assert noise is not None and noise.boxes.shape == (2, 12, 4) and int(noise.group.max()) == 2
-    assert noise.valid.sum(1).tolist() == [12, 6] and noise.positive.float().mean() == 0.5
-    for row, truth in enumerate(TRUTH):
-        for group in range(3):
-            here = (noise.group == group) & noise.positive[row] & noise.valid[row]
-            assert torch.equal(noise.targets[row, here], truth)
-    moved = (noise.boxes - noise.targets).abs()[..., :2] / noise.targets[..., 2:].clamp(min=1e-6)
-    assert (moved[noise.positive & noise.valid] <= 0.2 + 1e-6).all()
-    assert (moved[~noise.positive & noise.valid] >= 0.2 - 1e-6).all()
-
-
-def test_no_object_no_denoising():
-    assert draw_denoising_queries([torch.zeros(0, 4), torch.zeros(0, 4)], queries=10, noise=0.4) is None
-
 
 def test_no_matching_query_sees_a_denoising_one_and_groups_do_not_see_each_other():
     noise = draw_denoising_queries(TRUTH, queries=8, noise=0.4)
@@ -261,19 +245,19 @@ def test_no_matching_query_sees_a_denoising_one_and_groups_do_not_see_each_other
     assert not seen[:, 3:, 3:][:, across].any() and seen.diagonal(dim1=1, dim2=2).all()
 
 
-def test_matching_queries_say_the_same_with_and_without_denoising(model: BBUModel, folder: Path):
+def test_matching_queries_predict_the_same_with_and_without_denoising(model: BBUModel, folder: Path):
     settings = config(f"data_root={folder}")
     tokenizer = load_tokenizer(folder / "model")
     builder = SampleBuilder(
         settings.data, tokenizer, load_image_processor(folder / "model"), get_prompt("zh", "concise")
     )
     batch = StandardDataCollator(0)([builder.build("s", view(0)), builder.build("s", view(1))])
-    given = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
+    inputs = {k: batch[k] for k in ("pixel_values", "image_grid_thw")}
     outputs = []
     for noise in (None, draw_denoising_queries(batch["boxes"], 10, 0.4)):
         query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"], noise)
         with torch.no_grad():
-            outputs.append(model(**given, detection=query, read_detection=lambda output, model: output)[1])
+            outputs.append(model(**inputs, detection=query, read_detection=lambda output, model: output)[1])
     torch.testing.assert_close(outputs[0].boxes, outputs[1].boxes, atol=1e-5, rtol=1e-4)
     assert outputs[1].denoised_boxes.shape == (2, 2, 10, 4) and outputs[0].denoised_boxes is None
 
@@ -289,9 +273,9 @@ def test_boxes_shifted_by_nothing_stay_and_can_never_leave_the_image():
 
 
 def test_edge_distances_are_signed_and_zero_on_the_edge():
-    found = _edge_distances(torch.tensor([[0.5]]), torch.tensor([[0.5]]), torch.tensor([[0.25, 0.5, 0.75]]))
-    assert found[0, 0, 0, 0] == 0 and found[0, 0, 2, 1] == 0
-    assert found[0, 0, 1, 0] > 0 > found[0, 0, 1, 1]
+    distances = _edge_distances(torch.tensor([[0.5]]), torch.tensor([[0.5]]), torch.tensor([[0.25, 0.5, 0.75]]))
+    assert distances[0, 0, 0, 0] == 0 and distances[0, 0, 2, 1] == 0
+    assert distances[0, 0, 1, 0] > 0 > distances[0, 0, 1, 1]
 
 
 def test_nearby_boxes_have_nearby_places():
