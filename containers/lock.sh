@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pin every Python package of both images again, from package metadata alone:
+# Write the lock files of both images anew, from the packages' metadata alone:
 #
 #   containers/lock.sh          # needs uv; writes requirements.lock (CUDA) and requirements-cpu.txt (CPU)
 #

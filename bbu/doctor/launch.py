@@ -33,9 +33,12 @@ _JOB_MINUTES = 10
 _RUN_S = 300
 """A job that started takes half a minute; one that takes this long hangs."""
 _PATIENCE_S = 60.0
+"""Longest wait of a task for the others."""
 _MEGABYTES = 64
 """Size of the tensor that is summed: large enough for bandwidth to outweigh latency."""
-_POLL_S, _QUEUE_POLL_S, _END_S = 0.1, 2.0, 30
+_POLL_S, _QUEUE_POLL_S = 0.1, 2.0
+_END_S = 30
+"""How long srun may take to end after its job was cancelled, before it is killed."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class SlurmStep:
         return self._process.poll()
 
     def query_state(self) -> JobState:
-        """Ask squeue for the job by its name, which no other job has,."""
+        """Ask squeue for the job by its name, which no other job has."""
         lines = run_slurm_command(["squeue", "-h", "--name", self.name, "-o", "%T|%r|%N"])[1].strip().splitlines()
         if not lines:
             return JobState("", "", ())

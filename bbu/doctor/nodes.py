@@ -52,7 +52,7 @@ _HINTS = (
      "ask the administrators to allow /dev/fuse on the nodes and to install squashfuse and fuse3 there"),
     (r"module: command not found|Lmod|[Uu]nable to locate a module|ModuleCmd",
      "correct modules; the nodes must know the command module (jobs inherit it from the shell that submits)"),
-    (r"container\.sh: No such file", "put the checkout on a filesystem that all nodes see"),
+    (r"(task|container)\.sh: No such file", "put the checkout on a filesystem that all nodes see"),
     (r"plan\.json", "work_folder is not the same folder on the nodes: choose one on the shared filesystem"),
     (r"RANK is not set", "the container hides Slurm's variables: remove cleanenv from Apptainer's settings"),
     (r"No module named '?bbu", "the image or the nodes do not see the code: put the checkout on the shared filesystem"),

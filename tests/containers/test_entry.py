@@ -1,6 +1,6 @@
-"""slurm/container.sh where it does not need a container: on the host, refused, or told to stop early.
+"""slurm/container.sh where it needs no container: on the host, refused, or stopped before the command.
 
-What it does inside a real image on a real cluster stands in tests/cluster/test_container.py.
+tests/cluster/test_container.py tests it in a real image on a real cluster.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def test_without_an_image_the_command_runs_on_the_host(code: int) -> None:
 
 
 def test_the_checkout_comes_first_on_the_python_path() -> None:
-    told = enter("bash", "-c", "echo $PYTHONPATH", env={"BBU_HOME": "/some/checkout", "PYTHONPATH": "/other"})
-    assert told.stdout == "/some/checkout:/other\n"
+    done = enter("bash", "-c", "echo $PYTHONPATH", env={"BBU_HOME": "/some/checkout", "PYTHONPATH": "/other"})
+    assert done.stdout == "/some/checkout:/other\n"
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ def test_a_stop_signal_to_all_while_the_image_is_hashed_gives_75_at_once(stub: P
     (stub / "slow").touch()
     first = subprocess.Popen([SCRIPT, "true"], env=env, start_new_session=True, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: (stub / "hashed").exists())
-    told = first
+    stopped = first
     if waits:
-        told = subprocess.Popen([SCRIPT, "true"], env=env, start_new_session=True, stderr=subprocess.PIPE, text=True)
+        stopped = subprocess.Popen([SCRIPT, "true"], env=env, start_new_session=True, stderr=subprocess.PIPE, text=True)
         time.sleep(0.3)
     begin = time.monotonic()
-    os.killpg(told.pid, getattr(signal, f"SIG{name}"))
-    error = told.communicate()[1]
-    assert (told.returncode, error) == (75, f"container.sh: {name} came before the command began; not started\n")
+    os.killpg(stopped.pid, getattr(signal, f"SIG{name}"))
+    error = stopped.communicate()[1]
+    assert (stopped.returncode, error) == (75, f"container.sh: {name} came before the command began; not started\n")
     assert time.monotonic() - begin < 5
     if waits:
         os.killpg(first.pid, signal.SIGKILL)
@@ -216,9 +216,9 @@ def wait_until(condition) -> None:
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_the_command_has_a_scratch_folder_of_its_own_until_it_ends(tmp_path: Path, code: int) -> None:
-    told = enter("bash", "-c", f'touch "$TMPDIR/file"; echo "$TMPDIR"; exit {code}', env={"BBU_SCRATCH": str(tmp_path)})
-    assert told.returncode == code
-    assert Path(told.stdout.strip()).parent == tmp_path and list(tmp_path.iterdir()) == []
+    done = enter("bash", "-c", f'touch "$TMPDIR/file"; echo "$TMPDIR"; exit {code}', env={"BBU_SCRATCH": str(tmp_path)})
+    assert done.returncode == code
+    assert Path(done.stdout.strip()).parent == tmp_path and list(tmp_path.iterdir()) == []
 
 
 def test_two_commands_do_not_share_their_scratch(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_tasks_that_never_came_are_named_with_their_nodes(profile: ClusterProfil
         ("0: container.sh: squashfuse_ll could not mount /i.sif; is /dev/fuse open to you?", "allow /dev/fuse"),
         ("0: bash: line 1: module: command not found", "correct modules"),
         ("0: bash: /home/me/bbu/slurm/container.sh: No such file or directory", "put the checkout on a filesystem"),
+        ("0: bash: /home/me/bbu/slurm/task.sh: No such file or directory", "put the checkout on a filesystem"),
         (
             "srun: error: Unable to allocate resources: Invalid account or account/partition combination specified",
             "under train in the profile",
