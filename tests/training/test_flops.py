@@ -32,7 +32,7 @@ def test_the_count_is_that_of_torch_without_the_half_that_causality_spares(demo:
     }
     with FlopCounterMode(display=False) as counter:
         sums, _ = model(**inputs, use_cache=False, read_states=lambda s, head: language_sums(s, head, supervision))
-        sums.loss.backward()
+        (sums.teacher_loss + sums.student_loss).backward()
     work, text = measure_work([batch]), model.config.text_config
     spared = 3 * text.num_hidden_layers * 2 * text.hidden_size * work.token_squares
     # the pixels need no gradient: a third of the patch embedding is not computed
