@@ -22,7 +22,7 @@ Size = tuple[int, int]
 TURNED_A_QUARTER = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 _SMALLEST_AREA = 1e-9
-"""Keeps degenerate boxes from a division by zero; boxes of one pixel have 1e-7 of the largest photos."""
+"""Keeps degenerate boxes from a division by zero: far below one pixel of the largest photo, a share of 1e-7."""
 
 
 def to_corners(boxes: Array) -> Array:

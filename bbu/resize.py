@@ -16,17 +16,21 @@ from bbu.schema import Box
 PATCH_SIZE = 14
 MERGE_SIZE = 2
 FACTOR = PATCH_SIZE * MERGE_SIZE
-MAX_ASPECT_RATIO = 200
+_MAX_ASPECT_RATIO = 200
 
 
 @dataclass(frozen=True)
 class ResizePlan:
-    """How one image is resized. All sizes in pixels."""
+    """How one image is resized."""
 
     source_width: int
+    """Before the resize, in pixels."""
     source_height: int
+    """Before the resize, in pixels."""
     width: int
+    """After the resize, in pixels; a multiple of FACTOR."""
     height: int
+    """After the resize, in pixels; a multiple of FACTOR."""
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -48,14 +52,19 @@ class ResizePlan:
 
 
 def smart_resize(width: int, height: int, min_pixels: int, max_pixels: int) -> ResizePlan:
-    """Plan the resize of a `width` x `height` image.
+    """Plan the resize of an image.
 
-    Raises DataError for an empty image or one more elongated than MAX_ASPECT_RATIO.
+    Args:
+        width, height: of the image, in pixels.
+        min_pixels, max_pixels: limits of width times height after the resize.
+
+    Raises:
+        DataError: the image is empty or more elongated than 200:1.
     """
     if width <= 0 or height <= 0:
         raise DataError(f"image of {width}x{height} pixels is empty; replace the file")
-    if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
-        raise DataError(f"image of {width}x{height} pixels is more elongated than {MAX_ASPECT_RATIO}:1; crop it")
+    if max(width, height) / min(width, height) > _MAX_ASPECT_RATIO:
+        raise DataError(f"image of {width}x{height} pixels is more elongated than {_MAX_ASPECT_RATIO}:1; crop it")
     new_w, new_h = (max(FACTOR, round(side / FACTOR) * FACTOR) for side in (width, height))
     if new_w * new_h > max_pixels:
         scale = math.sqrt(width * height / max_pixels)

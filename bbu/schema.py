@@ -29,32 +29,48 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class BBUObject:
-    """One described part. `bbox_2d`: (x1, y1, x2, y2), absolute pixels; `desc`: levels joined by `/`."""
+    """One described part."""
 
     bbox_2d: Box
+    """(x1, y1, x2, y2) in absolute pixels of the resized image."""
     desc: str
+    """Its description: the levels of its label joined by `/`; see `bbu.labels`."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Images seen together and their objects; `width`, `height` in pixels, None where the record has none."""
+    """Images that are seen together, and their objects."""
 
     images: tuple[str, ...]
+    """Paths relative to data_root."""
     objects: tuple[BBUObject, ...]
+    """The objects of the first image."""
     width: int | None = None
+    """Of the first image, in pixels; None where the record does not say."""
     height: int | None = None
+    """Of the first image, in pixels; None where the record does not say."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One training sample. `teachers` is None for a plain record, whose teachers are drawn from the pool."""
+    """One training sample."""
 
     student: View
+    """The view whose objects are to be learnt."""
     teachers: tuple[View, ...] | None = None
+    """Worked examples before it; None for a plain record, whose teachers are drawn from the pool."""
 
 
 def parse_record(line: str, where: str) -> Record:
-    """Parse and check one JSONL line; `where` (file:line) opens every DataError message."""
+    """Parse and check one JSONL line.
+
+    Args:
+        line: the line, with or without its newline.
+        where: the place that opens every error message, such as `file:line`.
+
+    Raises:
+        DataError: the line is not a record that training can use.
+    """
     data = _loads(line, where)
     if not isinstance(data, dict):
         raise DataError(f"{where}: a record must be a JSON object, not {type(data).__name__}; convert again")
@@ -65,7 +81,7 @@ def parse_record(line: str, where: str) -> Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Yield the records of a JSONL file; raises DataError naming file and line."""
+    """Yield the records of a JSONL file. Raises DataError that names file and line."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; run `python -m bbu.convert` or correct the path in the config")
     with path.open(encoding="utf-8") as lines:
@@ -92,7 +108,7 @@ def read_photos_hash(records: Path) -> str | None:
 
 
 def view_to_dict(view: View) -> dict[str, Any]:
-    """The JSON form of a view; integral coordinates are written as integers."""
+    """Convert a view to its JSON form; whole coordinates become integers."""
     data: dict[str, Any] = {
         "images": list(view.images),
         "objects": [{"bbox_2d": [_plain(c) for c in o.bbox_2d], "desc": o.desc} for o in view.objects],
@@ -103,7 +119,7 @@ def view_to_dict(view: View) -> dict[str, Any]:
 
 
 def dump_line(view: View) -> str:
-    """One JSONL line, newline included; same view, same bytes."""
+    """Write a view as one JSONL line, newline included; equal views give equal bytes."""
     return json.dumps(view_to_dict(view), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
 
 

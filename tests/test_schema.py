@@ -39,7 +39,7 @@ def test_writing_and_reading_is_the_identity():
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"images": ["../secret.jpeg"]}, "outside data_root"),
         ({"images": ["/etc/passwd"]}, "outside data_root"),
@@ -51,8 +51,8 @@ def test_writing_and_reading_is_the_identity():
         ({"objects": [OBJECT | {"desc": " "}]}, "non-empty 'desc'"),
     ],
 )
-def test_a_bad_record_is_refused_with_its_place(change: dict, said: str):
-    with pytest.raises(DataError, match=said) as caught:
+def test_a_bad_record_is_refused_with_its_place(change: dict, message: str):
+    with pytest.raises(DataError, match=message) as caught:
         parse(PLAIN | change)
     assert str(caught.value).startswith("f.jsonl:1") and "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Pixels: reads a vendor JPEG's frame, and writes the upright, resized JPEG without any metadata."""
+"""Reads the size of a vendor's JPEG, and writes the upright, resized JPEG without any metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bbu.conversion.plan import upright_size
 from bbu.conversion.vendor import Unusable
 from bbu.resize import ResizePlan
 
-ORIENTATION_TAG = 274
+_ORIENTATION_TAG = 274
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,9 +29,9 @@ TRANSPOSES = {
 
 
 def read_frame(path: Path) -> tuple[tuple[int, int], int]:
-    """((width, height) as stored, EXIF orientation 1 to 8) from the header alone."""
+    """Read ((width, height) as stored, EXIF orientation 1 to 8) from the header alone. Raises Unusable."""
     with _opened(path) as image:
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
         return image.size, orientation if orientation in TRANSPOSES else 1
 
 
@@ -76,7 +76,7 @@ def _publish(image: Image.Image, target: Path, quality: int) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """A JPEG, or the first picture of a phone's multi-picture file, which Pillow opens as one."""
+    """Open a JPEG, or the first picture of a phone's multi-picture file, which Pillow opens as a JPEG too."""
     try:
         with Image.open(path, formats=["JPEG"]) as image:
             yield image

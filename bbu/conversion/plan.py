@@ -19,21 +19,34 @@ from bbu.schema import BBUObject, Box
 
 @dataclass(frozen=True)
 class PhotoPlan:
-    """`frame`: which frame the vendor's boxes were in; `clipped`: boxes cut at the image border."""
+    """What becomes of one photo."""
 
     resize: ResizePlan
+    """How its upright picture is resized."""
     objects: tuple[BBUObject, ...]
+    """Its objects, in pixels of the resized picture."""
     rejects: tuple[Reject, ...]
+    """Its objects that are left out."""
     frame: str
+    """The frame that the vendor's boxes are in; see `choose_frame`."""
     clipped: int
+    """Boxes that are cut at the image border."""
 
 
 def plan_photo(
     photo: VendorPhoto, stored: tuple[int, int], orientation: int, rules: LabelRules, config: DataConfig
 ) -> PhotoPlan:
-    """Plan one photo. `stored`: (width, height) of the file's pixels before its EXIF orientation (1 to 8).
+    """Plan what becomes of one photo.
 
-    Raises Unusable when the vendor's size fits the image in neither orientation, or no resize fits.
+    Args:
+        photo: what the vendor says of it.
+        stored: (width, height) of the file's pixels, before the EXIF orientation is applied.
+        orientation: EXIF orientation, 1 to 8.
+        rules: how labels are written.
+        config: how boxes are treated.
+
+    Raises:
+        Unusable: the vendor's size fits the image in neither orientation, or no resize fits.
     """
     frame = choose_frame(photo, stored, orientation)
     upright = upright_size(stored, orientation)
@@ -44,11 +57,11 @@ def plan_photo(
     for item in photo.objects:
         box = turn_box(item.box, stored, orientation) if frame == "stored" else item.box
         try:
-            inside = clip(box, upright, config.min_visible_ratio)
+            inside = _clip(box, upright, config.min_visible_ratio)
             planned = BBUObject(_resized(inside, resize, config.min_box_side), rules.describe(item))
             _check_new(planned, objects, config.remove_duplicates)
-        except Unusable as bad:
-            rejects.append(Reject(photo.name, bad.reason, bad.detail, item.index))
+        except Unusable as unusable:
+            rejects.append(Reject(photo.name, unusable.reason, unusable.detail, item.index))
         else:
             objects.append(planned)
             clipped += inside != box
@@ -56,11 +69,13 @@ def plan_photo(
 
 
 def choose_frame(photo: VendorPhoto, stored: tuple[int, int], orientation: int) -> str:
-    """Which frame the vendor's boxes are in, by exact match of the vendor's width and height.
+    """Choose the frame that the vendor's boxes are in, by exact match of the vendor's width and height.
 
-    "upright": the picture as people see it. "stored": the file's pixels, its EXIF quarter turn ignored.
-    "swapped": width and height exchanged, boxes upright; without a quarter turn nothing else is possible,
-    with one it is the reading under which the boxes lie inside the picture and "stored" is not.
+    Returns:
+        "upright": the picture as people see it.
+        "stored": the file's pixels, with the EXIF quarter turn ignored.
+        "swapped": the boxes are upright, but the vendor exchanged width and height. Without a quarter turn this is
+        the only explanation. With one, "stored" is the other, and more boxes lie outside the picture under it.
     """
     vendor = (photo.width, photo.height)
     upright = upright_size(stored, orientation)
@@ -78,10 +93,10 @@ def upright_size(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (stored[1], stored[0]) if orientation in TURNED_A_QUARTER else stored
 
 
-def clip(box: Box, size: tuple[int, int], min_visible_ratio: float) -> Box:
+def _clip(box: Box, size: tuple[int, int], min_visible_ratio: float) -> Box:
     """Cut a box at the border of an image of `size` (width, height).
 
-    Unusable when the box is empty or too little of it is inside.
+    Raises Unusable when the box is empty or too little of it is inside.
     """
     (width, height), (x1, y1, x2, y2) = size, box
     area = box_area(box)
@@ -109,9 +124,9 @@ def _resized(box: Box, resize: ResizePlan, min_side: float) -> Box:
     return x1, y1, x2, y2
 
 
-def _widened(low: float, high: float, least: float, limit: int) -> tuple[float, float]:
-    """Grow an interval to `least` (whole pixels, at least 1) around its middle, inside 0..limit."""
-    side = min(max(1, -(-least // 1)), limit)
+def _widened(low: float, high: float, shortest: float, limit: int) -> tuple[float, float]:
+    """Grow an interval to `shortest` (rounded up to whole pixels, at least 1) around its middle, inside 0..limit."""
+    side = min(max(1, -(-shortest // 1)), limit)
     if high - low >= side:
         return low, high
     start = min(max((low + high - side) // 2, 0), limit - side)
@@ -124,7 +139,7 @@ def _check_new(planned: BBUObject, earlier: Sequence[BBUObject], remove_duplicat
 
 
 def _outside(objects: Sequence[VendorObject], size: tuple[int, int]) -> int:
-    """How many boxes reach more than half their side beyond a picture of `size`."""
+    """Count the boxes that reach more than half their side beyond a picture of `size`."""
 
     def beyond(box: Box) -> bool:
         x1, y1, x2, y2 = box

@@ -130,7 +130,7 @@ def _convert_all(convert: partial[PhotoOutcome], names: list[str], config: DataC
     if processes <= 1:
         return [convert(name) for name in names]
     with ProcessPoolExecutor(processes) as pool:
-        # A photo takes about a tenth of a second: parts of four keep the processes busy and the last one short.
+        # Few photos at a time, so that no process has much left when the others are done.
         return list(pool.map(convert, names, chunksize=4))
 
 

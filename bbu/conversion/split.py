@@ -10,7 +10,7 @@ from bbu.errors import DataError
 
 
 def site_of(name: str, pattern: str) -> str:
-    """The site a photo belongs to: the pattern's first group in the file stem, else the stem itself."""
+    """Find the site of a photo: the pattern's first group in the file stem, or the stem where it does not match."""
     stem = name.rsplit("/", 1)[-1]
     match = re.search(pattern, stem)
     if match is None:
@@ -19,9 +19,17 @@ def site_of(name: str, pattern: str) -> str:
 
 
 def val_sites(sites: Iterable[str], ratio: float, seed: int) -> frozenset[str]:
-    """Choose `ratio` of the sites for validation, by a hash of seed and site: stable when sites are added.
+    """Choose a share of the sites for validation, at least one and not all of them.
 
-    At least one site goes to each side. Raises DataError when a single site cannot be split.
+    They are chosen by a hash of seed and site, so that most sites stay where they are when others are added.
+
+    Args:
+        sites: the site of each photo, in any order.
+        ratio: share of the sites, 0 to 1; 0 chooses none.
+        seed: another seed gives another choice.
+
+    Raises:
+        DataError: there is a single site, which cannot be split.
     """
     unique = sorted(set(sites), key=lambda site: stable_hash(seed, site))
     if ratio == 0 or not unique:
@@ -33,5 +41,5 @@ def val_sites(sites: Iterable[str], ratio: float, seed: int) -> frozenset[str]:
 
 
 def stable_hash(seed: int, text: str) -> str:
-    """The same order in every process and on every machine, unlike `hash`."""
+    """Hash a text in the same way in every process and on every machine, unlike `hash`; hex, to sort by."""
     return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()

@@ -9,10 +9,11 @@ from bbu.schema import View
 
 
 def choose_teachers(views: Sequence[View], size: int, seed: int) -> list[View]:
-    """Up to `size` views that together show as many descriptions as they can, with few objects each.
+    """Choose up to `size` views that together show as many descriptions as possible, with few objects each.
 
-    Greedy set cover: the view with most descriptions not yet shown, then the shortest answer, then by hash.
-    When nothing new is left to show, the cover starts over, so that each description has several examples.
+    Greedy set cover: each time the view with the most descriptions that no chosen view shows; among equals the one
+    with the fewest objects, then by a hash with `seed`. When every description is shown, the cover starts again, so
+    that each description has several examples.
     """
     left = sorted((v for v in views if v.objects), key=lambda v: stable_hash(seed, v.images[0]))
     chosen: list[View] = []

@@ -1,4 +1,4 @@
-"""Reads a vendor's JSON, both dialects, into typed photos; what it cannot read it rejects with a reason.
+"""Reads a vendor's JSON, in both dialects, into typed photos, and rejects with a reason what it cannot read.
 
 Dialect A: `dataList` of items with two opposite corners and `properties`.
 Dialect B: `markResult.features`, GeoJSON-like, with `properties.content` (English) and `contentZh` (Chinese).
@@ -8,29 +8,39 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 from bbu.schema import Box
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg")
+_IMAGE_SUFFIXES = (".jpeg", ".jpg")
 LABEL_KEY_EN, LABEL_KEY_ZH = "label", "标签"
-MAX_JSON_BYTES = 64 * 1024 * 1024
+_MAX_JSON_BYTES = 64 * 1024 * 1024
+"""Far above any real file: a photo has at most 26 objects. It keeps a wrong file from filling the memory."""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """Something left out of the data: a whole photo (`index` None) or its object number `index`."""
+    """Something that is left out of the data: a whole photo or one of its objects."""
 
     photo: str
+    """Name of the photo: its path below the vendor folder, without suffix."""
     reason: str
+    """One word of a fixed set, such as `empty_box`."""
     detail: str
+    """What is wrong, for a person."""
     index: int | None = None
+    """Number of the object among the photo's annotations, from 0; None for the whole photo."""
 
 
 class Unusable(Exception):
-    """A photo or one of its objects is left out; the conversion goes on. `reason` is a fixed word."""
+    """A photo or one of its objects cannot be used; whoever catches this makes it a `Reject`.
+
+    Args:
+        reason: one word of a fixed set, such as `empty_box`.
+        detail: what is wrong, for a person.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -39,43 +49,53 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class VendorObject:
-    """One annotation: (x1, y1, x2, y2) in the vendor's pixels, and its raw texts by language."""
+    """One annotation."""
 
     index: int
+    """Its number among the photo's annotations, from 0."""
     box: Box
+    """(x1, y1, x2, y2) in the vendor's pixels."""
     content: dict[str, str]
+    """English texts by key; empty where the vendor gives none."""
     content_zh: dict[str, str]
+    """Chinese texts by key; empty where the vendor gives none."""
 
 
 @dataclass(frozen=True)
 class VendorPhoto:
-    """One vendor JSON. `name`: path below the vendor folder without suffix; sizes in pixels."""
+    """One vendor JSON."""
 
     name: str
+    """Path below the vendor folder, without suffix."""
     width: int
+    """Of the image, in pixels, as the vendor states it."""
     height: int
+    """Of the image, in pixels, as the vendor states it."""
     dialect: str
+    """A or B."""
     objects: tuple[VendorObject, ...]
-    rejects: tuple[Reject, ...] = field(default=())
+    """The annotations that can be read."""
+    rejects: tuple[Reject, ...] = ()
+    """The annotations that cannot be read."""
 
 
 def list_photos(folder: Path) -> list[str]:
-    """Sorted photo names: every stem below `folder` that has a JSON or an image, hidden files left out."""
-    wanted = {".json", *IMAGE_SUFFIXES}
-    paths = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in wanted and p.is_file())
+    """List the photo names, sorted: every stem below `folder` with a JSON or an image; hidden files are left out."""
+    suffixes = {".json", *_IMAGE_SUFFIXES}
+    paths = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
     return sorted({p.with_suffix("").as_posix() for p in paths if not p.name.startswith(".")})
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The image beside a photo's JSON; Unusable when there is none or more than one."""
+    """Find the image beside a photo's JSON. Raises Unusable when there is none or more than one."""
     stem = folder / name
-    names = {stem.name + suffix for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper())}
-    found = sorted(p for p in stem.parent.iterdir() if p.name in names)
-    if not found:
+    names = {stem.name + suffix for lower in _IMAGE_SUFFIXES for suffix in (lower, lower.upper())}
+    images = sorted(p for p in stem.parent.iterdir() if p.name in names)
+    if not images:
         raise Unusable("missing_image", f"no {name}.jpeg or .jpg beside the JSON")
-    if len(found) > 1:
-        raise Unusable("ambiguous_image", f"{' and '.join(p.name for p in found)} share one JSON")
-    return found[0]
+    if len(images) > 1:
+        raise Unusable("ambiguous_image", f"{' and '.join(p.name for p in images)} share one JSON")
+    return images[0]
 
 
 def read_photo(folder: Path, name: str) -> VendorPhoto:
@@ -92,8 +112,8 @@ def read_photo(folder: Path, name: str) -> VendorPhoto:
     for index, item in enumerate(items):
         try:
             objects.append(read(index, item))
-        except Unusable as bad:
-            rejects.append(Reject(name, bad.reason, bad.detail, index))
+        except Unusable as unusable:
+            rejects.append(Reject(name, unusable.reason, unusable.detail, index))
     return VendorPhoto(name, width, height, dialect, tuple(objects), tuple(rejects))
 
 
@@ -101,8 +121,8 @@ def _load(path: Path) -> dict[str, Any]:
     def refuse(constant: str) -> NoReturn:
         raise Unusable("non_finite_number", f"{constant} is not a JSON number")
 
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise Unusable("oversized_json", f"more than {MAX_JSON_BYTES} bytes")
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise Unusable("oversized_json", f"more than {_MAX_JSON_BYTES} bytes")
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -17,20 +17,24 @@ from bbu.schema import Box
 
 @dataclass(frozen=True)
 class Kind:
-    """One class: the vendor's texts in both languages, its count in the real data, its typical size.
-
-    `side`: median square root of the box area in px at full size, before crowding; `spread`: sigma of its log;
-    `aspect`: width over height; `has_status`: whether it is connected rightly or wrongly.
-    """
+    """One class of parts."""
 
     key: str
+    """Its name in this package."""
     label_en: str
+    """The vendor's English label, without status."""
     label_zh: str
+    """The vendor's Chinese label, without status."""
     count: int
+    """Objects of this class in the real data."""
     side: float
+    """Median square root of the box area, in pixels of a full-size photo after the resize, before crowding."""
     spread: float
+    """Standard deviation of the logarithm of that side."""
     aspect: float
+    """Typical width divided by height."""
     has_status: bool
+    """Whether its parts are connections, which can be made correctly or wrongly."""
 
 
 def _connection(key: str, name_zh: str, count: int, aspect: float) -> Kind:
@@ -54,20 +58,23 @@ KINDS = (
     _large("zte", "bbu_brand/zte", "BBU品牌/中兴", 51, 2.6),
     _large("shield_missing", "wind_shield/not_installed", "挡风板/未安装", 46, 3.0),
 )
-WRONG_SHARE = 0.2
+_WRONG_SHARE = 0.2
 """Share of connections that are wrongly made; the published counts do not say."""
 
 
 @dataclass(frozen=True)
 class PhotoSize:
-    """(width, height) resized and as photographed, in px; `weight`: photos of this size in the real data.
+    """One size of photos.
 
-    The published sizes beyond the first are "420x896, 420x924 …"; the rest of the 391 is shared among them.
+    The published sizes beyond the first are "420x896, 420x924 …"; the rest of the 391 photos is shared among them.
     """
 
     resized: tuple[int, int]
+    """(width, height) after the resize, in pixels."""
     source: tuple[int, int]
+    """(width, height) as photographed, in pixels."""
     weight: int
+    """Photos of this size in the real data."""
 
 
 SIZES = {
@@ -83,20 +90,23 @@ SIZES = {
     ),
 }
 """Full size: phone photos of 10 to 12 megapixels, resized under 401,408 pixels. Small: under 28,224."""
-COUNT_QUANTILES = ((0.0, 1), (0.25, 2), (0.5, 4), (0.75, 6), (0.9, 9), (0.99, 19), (1.0, 26))
+_COUNT_QUANTILES = ((0.0, 1), (0.25, 2), (0.5, 4), (0.75, 6), (0.9, 9), (0.99, 19), (1.0, 26))
 """(share of photos, objects): the inverse distribution function of objects per photo."""
-SMALL_COUNT_LIMIT = 6
-LEAST_SIDE = {"full": 8.0, "small": 12.0}
+_SMALL_COUNT_LIMIT = 6
+_SHORTEST_SIDE = {"full": 8.0, "small": 12.0}
 """Shortest side of a part in resized px; in a small photo smaller ones show nothing."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a room. `box`: (x1, y1, x2, y2) in resized pixels; `correct` None without a status."""
+    """One part of a room."""
 
     kind: Kind
+    """Its class."""
     box: Box
+    """(x1, y1, x2, y2) in pixels of the resized photo."""
     correct: bool | None
+    """Whether the connection is made correctly; None for a class without status."""
 
     def scaled(self, size: PhotoSize) -> Box:
         """The box in pixels of the photographed picture."""
@@ -106,41 +116,44 @@ class Part:
 
 @dataclass(frozen=True)
 class Room:
-    """A room before it is drawn: its picture's size and its parts, big ones first."""
+    """A room before it is drawn."""
 
     size: PhotoSize
+    """Size of its photo."""
     parts: tuple[Part, ...]
+    """Its parts, those of large classes first."""
 
 
 def draw_room(random: Random, size: str) -> Room:
     """Draw one room's layout; `size` is "full" or "small"."""
     sizes = SIZES[size]
     photo = random.choices(sizes, [choice.weight for choice in sizes])[0]
-    kinds = random.choices(KINDS, [kind.count for kind in KINDS], k=object_count(random, size))
+    kinds = random.choices(KINDS, [kind.count for kind in KINDS], k=_count_objects(random, size))
     parts: list[Part] = []
     for kind in sorted(kinds, key=lambda kind: -kind.side):
         box = _place(random, kind, photo.resized, size, [part.box for part in parts])
         if box is not None:
-            parts.append(Part(kind, box, random.random() >= WRONG_SHARE if kind.has_status else None))
+            parts.append(Part(kind, box, random.random() >= _WRONG_SHARE if kind.has_status else None))
     return Room(photo, tuple(parts))
 
 
-def object_count(random: Random, size: str) -> int:
-    """Objects in one photo, by the published quantiles, linear between them."""
+def _count_objects(random: Random, size: str) -> int:
+    """Draw the number of objects of one photo, by the published quantiles, linear between them."""
     share = random.random()
-    (p0, n0), (p1, n1) = next(pair for pair in pairwise(COUNT_QUANTILES) if share <= pair[1][0])
+    (p0, n0), (p1, n1) = next(pair for pair in pairwise(_COUNT_QUANTILES) if share <= pair[1][0])
     count = round(n0 + (n1 - n0) * (share - p0) / (p1 - p0))
-    return min(count, SMALL_COUNT_LIMIT) if size == "small" else count
+    return min(count, _SMALL_COUNT_LIMIT) if size == "small" else count
 
 
 def _place(random: Random, kind: Kind, room: tuple[int, int], size: str, taken: list[Box]) -> Box | None:
-    """A free spot, shrinking with each failed try, slowly first; None when the room is full."""
+    """Choose a free spot for a part, smaller with each failed try; None when the room is full."""
     scale = room[0] / (532 if size == "full" else 532 * 0.6)
     side = kind.side * scale * math.exp(random.gauss(0, kind.spread))
     aspect = kind.aspect * math.exp(random.gauss(0, 0.12))
+    # By 1 % a try at first, so that a part keeps its size where it can, then by 5 % to fit into a crowded photo.
     for attempt in range(120):
         side_now = side * 0.99 ** min(attempt, 60) * 0.95 ** max(attempt - 60, 0)
-        side_now = max(side_now, LEAST_SIDE[size] * math.sqrt(max(aspect, 1 / aspect)))
+        side_now = max(side_now, _SHORTEST_SIDE[size] * math.sqrt(max(aspect, 1 / aspect)))
         box = _spot(random, side_now, aspect, room)
         if not any(boxes_overlap(box, other) for other in taken):
             return box

@@ -157,19 +157,19 @@ def test_images_have_the_recorded_size_and_no_metadata(vendor: Path, tmp_path: P
 
 def test_dirt_does_not_move_a_box(tmp_path: Path) -> None:
     """Rotation by EXIF, whichever frame the vendor annotated in, ends in the clean photo's boxes."""
-    found = {}
+    views = {}
     for dirt in (False, True):
         vendor = tmp_path / f"vendor-{dirt}"
         write_rooms(vendor, 48, "small", seed=2, dirt=dirt)
         report = convert_whole(config_for(vendor, tmp_path / f"data-{dirt}", val_ratio=0.0))
         records = read_records(tmp_path / f"data-{dirt}" / "train.jsonl")
-        found[dirt] = {r.student.images[0]: r.student for r in records}
+        views[dirt] = {r.student.images[0]: r.student for r in records}
     assert report.photos.frames["stored"] > 0 and report.objects.clipped > 0
     moved = sum(
         abs(a - b) > 1
-        for name, clean in found[False].items()
+        for name, clean in views[False].items()
         if not name.endswith("-00003.jpeg")
-        for one, other in zip(clean.objects, found[True][name].objects, strict=True)
+        for one, other in zip(clean.objects, views[True][name].objects, strict=True)
         for a, b in zip(one.bbox_2d, other.bbox_2d, strict=True)
     )
     assert moved <= report.objects.clipped

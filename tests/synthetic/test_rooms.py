@@ -14,7 +14,7 @@ from PIL import Image
 from bbu import demo
 from bbu.errors import DataError
 from bbu.resize import smart_resize
-from bbu.synthetic.distribution import KINDS, SIZES, draw_room, object_count
+from bbu.synthetic.distribution import KINDS, SIZES, _count_objects, draw_room
 from bbu.synthetic.drawing import PAINTERS
 from bbu.synthetic.rooms import write_rooms
 
@@ -38,7 +38,7 @@ def test_a_bigger_set_begins_with_the_smaller_one(tmp_path: Path) -> None:
 
 def test_objects_per_photo_follow_the_published_quantiles() -> None:
     random = Random("test")
-    counts = sorted(object_count(random, "full") for _ in range(20_000))
+    counts = sorted(_count_objects(random, "full") for _ in range(20_000))
     assert statistics.median(counts) == 4 and counts[-1] == 26 and 18 <= counts[19_800] <= 20
 
 
