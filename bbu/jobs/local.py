@@ -41,7 +41,7 @@ def run_here(
         The job with the exit code of the first element that failed, or 0.
     """
     if spec.nodes > 1:
-        notify(f"{spec.name}: {spec.nodes} nodes asked for, there is one: {spec.tasks} tasks run on it")
+        notify(f"{spec.name}: {spec.nodes} nodes requested, there is one: {spec.tasks} tasks run on it")
     folder = new_folder(spec.name, profile)
     notify(f"{spec.name}: logs {folder}")
     note(Submission(spec.name, (), (folder,), None, 0, len(spec.commands)))

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _CAP_FILE = "BBU_REQUEUE_CAP"
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that the interpreter ignores, which a program put in its place would go on to ignore."""
+"""Signals that the interpreter ignores; a program that takes its place would inherit that."""
 
 
 @dataclass(frozen=True)

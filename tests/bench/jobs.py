@@ -105,7 +105,9 @@ def make_run(folder: Path, job: str) -> None:
 
 def requeue(user: User) -> list:
     """From the signal to a job in the queue again and its checkpoint published: the real trainer on two nodes."""
-    user.done(user.submit("convert", "--demo", "--cluster", user.profile("whole", convert_tasks=1))["convert"])
+    user.assert_completed(
+        user.submit("convert", "--demo", "--cluster", user.profile("whole", convert_tasks=1))["convert"]
+    )
     job = user.submit("--nodes", "2", "--set", "run_name=signalled", "--set", "max_steps=5000")["train"]
     user.wait_for(job, "step 5/5000")
     start = time.perf_counter()

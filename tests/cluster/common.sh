@@ -8,7 +8,7 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 say() { printf 'cluster: %s\n' "$*"; }
 die() { printf 'cluster: %s\n' "$*" >&2; exit 1; }
 
-# What tells the two clusters apart. They share the packages, Apptainer, images and the user, and no daemon.
+# How the two clusters differ. They share the packages, Apptainer, the images and the user; each has its own daemons.
 case $CLUSTER in
     bbu) # Debian 12's own Slurm (22.05), with accounting
         STATE=$BBU_TESTBED/state ENV_FILE=$BBU_TESTBED/env.sh ACCOUNTING=yes

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +22,14 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         testbed.require_machine()
     except testbed.ClusterUnavailable as reason:
         pytest.skip(f"Slurm and Apptainer tests cannot run: {reason}")
-    tell = teller(request.config)
+    print_line = terminal_printer(request.config)
     report = testbed.script("up.sh")
-    tell(report.strip().splitlines()[-1])
+    print_line(report.strip().splitlines()[-1])
     shared = session_folder(testbed.prefix(), user="bbu")
-    tell("finding or building the image (ten minutes when its packages have changed, one when the code has)")
+    print_line("finding or building the image (ten minutes when its packages have changed, one when the code has)")
     start = time.monotonic()
     image = testbed.build_image(testbed.prefix(), "bbu", testbed.copy_tree(shared, "bbu"))
-    tell(f"image {image.name} after {time.monotonic() - start:.0f} s")
+    print_line(f"image {image.name} after {time.monotonic() - start:.0f} s")
     yield Cluster(prefix=testbed.prefix(), user="bbu", shared=shared, image=image)
     if not keep_clusters():
         if "cluster: started" in report:
@@ -41,7 +41,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 def newer(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Cluster]:
     """A second cluster beside the first, with its image and shared folder: Slurm 24.11, without accounting."""
     report = testbed.script("up.sh", "newer")
-    teller(request.config)(report.strip().splitlines()[-1])
+    terminal_printer(request.config)(report.strip().splitlines()[-1])
     yield replace(cluster, env_file="env-newer.sh")
     if "cluster: started" in report and not keep_clusters():
         testbed.script("down.sh", "newer")
@@ -58,7 +58,7 @@ def session_folder(prefix: Path, user: str) -> Path:
     return folder
 
 
-def teller(config: pytest.Config):
-    """A function that writes a line to the terminal in the midst of a test run."""
+def terminal_printer(config: pytest.Config) -> Callable[[str], None]:
+    """Return a function that writes a line to the terminal during a test run."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    return lambda line: reporter.write_line(line) if reporter else None
+    return reporter.write_line if reporter else lambda line: None

@@ -93,7 +93,7 @@ install_slurm() {
 unpack_slurm() {
     local folder=$1 final=$2 daemon
     unpack_debs "$folder" slurm
-    rm "$folder"/usr/lib/x86_64-linux-gnu/slurm-wlm/mpi_pmix* # its library is not here, of which every log would tell
+    rm "$folder"/usr/lib/x86_64-linux-gnu/slurm-wlm/mpi_pmix* # its library is not here, and every log would say so
     for daemon in slurmctld slurmd slurmstepd; do ln -s "$daemon-wlm" "$folder/usr/sbin/$daemon"; done
     ln -s ../usr/lib/x86_64-linux-gnu/slurm-wlm/libslurmfull.so "$folder/lib/"
     use_libraries "$final/lib" "$folder"/usr/bin/* "$folder"/usr/sbin/*-wlm

@@ -81,7 +81,7 @@ def test_the_pipeline_is_submitted_and_evals_are_scheduled_beside_it(day: Day) -
     assert seen["state"] == "PENDING (Dependency)" and seen["schedules"][0]["state"] == "scheduled", seen
 
 
-def test_it_is_preempted_twice_and_status_tells_where_it_stands(day: Day) -> None:
+def test_it_is_preempted_twice_and_status_reports_where_it_is(day: Day) -> None:
     for times in (1, 2):
         begun = day.wait_for_status(
             lambda seen, before=times - 1: seen["requeues"] == before and seen["state"] == "training, RUNNING"
@@ -95,8 +95,8 @@ def test_it_is_preempted_twice_and_status_tells_where_it_stands(day: Day) -> Non
 
 
 def test_it_goes_on_where_it_stopped_and_is_done(day: Day) -> None:
-    day.user.done(day.jobs["train"])
-    day.user.done(day.jobs["eval"])
+    day.user.assert_completed(day.jobs["train"])
+    day.user.assert_completed(day.jobs["eval"])
     text = (day.run / "logs/rank-0.log").read_text()
     saved = [int(step) for step in re.findall(r"stopping after step (\d+) of", text)]
     resumed = [int(step) for step in re.findall(r"resuming from .*/checkpoint-(\d+)", text)]
@@ -139,7 +139,7 @@ def test_a_sweep_has_a_run_for_each_value_and_a_table(day: Day) -> None:
     jobs = day.user.submit("--sweep", "llm_lr=1e-3,1e-4", "--set", "run_name=tune", "--set", "max_steps=2",
                            "--set", "save_steps=2")  # fmt: skip
     assert list(jobs) == ["train", "eval", "compare"]
-    day.user.done(jobs["compare"])
+    day.user.assert_completed(jobs["compare"])
     table = (day.user.checkout / "sweep-tune/table.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["run", "llm_lr", "state", "step", "loss", "best F1"]

@@ -28,7 +28,7 @@ def pipeline(user: User) -> dict[str, str]:
     """The whole job, done: name of each job -> its id."""
     jobs = user.submit("pipeline", "--demo", "--nodes", "2", *ZERO)
     for job in jobs.values():
-        user.done(job)
+        user.assert_completed(job)
     return jobs
 
 
@@ -77,7 +77,7 @@ def test_the_templates_convert_as_an_array_train_and_score(user: User, pipeline:
     train = user.sbatch("-N2", f"--dependency=afterok:{merge}", "slurm/train.sbatch", *arguments)
     score = user.sbatch(f"--dependency=afterok:{train}", "slurm/eval.sbatch", "--pending", "output-templates")
     for job in (array, merge, train, score):
-        user.done(job)
+        user.assert_completed(job)
     assert contents(user.checkout / "demo/data") == contents(user.checkout / "demo/templates")
     assert len(list(user.run_folder("templates").glob("eval/checkpoint-*/*/metrics.json"))) == 2
 
@@ -99,7 +99,7 @@ def test_a_signal_saves_on_every_rank_at_one_step_requeues_and_the_run_ends_as_p
         job = user.sbatch("-N2", "slurm/train.sbatch", "--config", "smoke", *settings)
     user.wait_for(job, "step 2/60")
     user.cluster.run(["scancel", f"--signal={signal}", job])
-    user.done(job)
+    user.assert_completed(job)
     run = user.run_folder(name)
     text = (run / "logs/rank-0.log").read_text() + (run / "logs/rank-1.log").read_text()
     saved = re.findall(r"stopping after step (\d+) of 60", text)

@@ -1,4 +1,4 @@
-"""Whatever ends a job early, it goes on where it stopped: by bbu.submit and by an sbatch template alike.
+"""Whatever ends a job early, it resumes where it stopped: by bbu.submit and by an sbatch template alike.
 
 The program is a stand-in that counts steps (programs/counter.py), so that many endings fit into a minute; the
 real trainer meets the commonest of them in test_pipeline.py and test_day.py.
@@ -37,21 +37,21 @@ class Counting:
         return self.user.output(self.job)
 
     @property
-    def saved(self) -> int:
-        """The step that the (first) file says."""
+    def saved_step(self) -> int:
+        """The step in the (first) file."""
         path = self.user.checkout / self.names[0]
         return int(path.read_text()) if path.exists() else 0
 
     def wait_for(self, text: str, times: int = 1) -> None:
         self.user.wait_for(self.job, text, times)
 
-    def went_on(self) -> None:
-        """It completed, having stopped once."""
-        self.user.done(self.job, timeout=150)
-        assert self.stops() == 1, self.output
+    def assert_resumed_once(self) -> None:
+        """Wait until the job has completed; it must have stopped once."""
+        self.user.assert_completed(self.job, timeout=150)
+        assert self.count_stops() == 1, self.output
 
-    def stops(self) -> int:
-        """How often it stopped: both ranks, and each start but the first at the step where the last had saved."""
+    def count_stops(self) -> int:
+        """How often it stopped. Both ranks stop, and each further start begins at the saved step."""
         began = [int(step) for step in re.findall(r"^start \d+ at step (\d+)", self.output, re.MULTILINE)]
         saved = [int(step) for step in re.findall(r"^saved step (\d+)", self.output, re.MULTILINE)]
         assert began[: len(saved) + 1] == [0, *saved] and self.output.count("rank 1: saved") == len(saved), self.output
@@ -96,7 +96,7 @@ class Starter:
         """The same job in either way, side by side, both counting."""
         jobs = [self.by_submit(partition, steps, minutes), self.by_sbatch(partition, steps, minutes)]
         for job in jobs:
-            wait_until(lambda job=job: job.saved >= 10, 60, lambda job=job: job.output)
+            wait_until(lambda job=job: job.saved_step >= 10, 60, lambda job=job: job.output)
         return jobs
 
     def fresh_name(self, name: str) -> str:
@@ -115,8 +115,8 @@ def start(user: User) -> Starter:
 
 @pytest.fixture(scope="module", autouse=True)
 def out_of_time(start: Starter) -> list[Counting]:
-    """Jobs that need 50 seconds and are told to save 20 before their minute ends, or, as Slurm is free to, up to a
-    minute earlier than that. Begun first, since the other tests pass meanwhile.
+    """Jobs that need 50 seconds and get the stop signal 20 seconds before their minute ends, or up to a minute earlier,
+    as Slurm may. They begin first, since the other tests pass meanwhile.
     """
     return [start.by_submit("cpu", 500, minutes=1, max_requeues=20), start.by_sbatch("cpu", 500, minutes=1)]
 
@@ -126,15 +126,15 @@ def test_requeued_by_hand(start: Starter) -> None:
     for job in jobs:
         start.user.cluster.run(["scontrol", "requeue", job.job])
     for job in jobs:
-        job.went_on()
+        job.assert_resumed_once()
 
 
-def test_told_to_save_by_a_signal(start: Starter) -> None:
+def test_stopped_by_a_signal(start: Starter) -> None:
     jobs = start.both("cpu", 40)
     for job, name in zip(jobs, ("USR1", "TERM"), strict=True):
         start.user.cluster.run(["scancel", f"--signal={name}", job.job])
     for job in jobs:
-        job.went_on()
+        job.assert_resumed_once()
 
 
 def test_a_cancelled_job_saves_and_stays_cancelled(start: Starter) -> None:
@@ -173,8 +173,8 @@ def test_a_cap_ends_the_row_of_requeues(start: Starter) -> None:
 
 def test_out_of_time(out_of_time: list[Counting]) -> None:
     for job in out_of_time:
-        job.user.done(job.job, timeout=200)
-        assert job.stops() >= 1
+        job.user.assert_completed(job.job, timeout=200)
+        assert job.count_stops() >= 1
         assert "after SIGUSR2" in job.output
 
 
@@ -189,17 +189,17 @@ def preempt(start: Starter) -> list[Counting]:
 
 def test_preempted_with_time_to_save(start: Starter) -> None:
     for job in preempt(start):
-        job.went_on()
+        job.assert_resumed_once()
 
 
-def test_preempted_on_a_newer_slurm_that_sends_the_signal_asked_for(newer: Cluster) -> None:
+def test_preempted_on_a_newer_slurm_that_sends_the_requested_signal(newer: Cluster) -> None:
     """Until 26.05 Slurm takes the mark of a preemption over into the next start: it calls a job PREEMPTED that ends
     well, or starts it a third time, where the program finds that all is done.
     """
     for job in preempt(Starter(User(newer))):
         wait_until(lambda job=job: "\ndone at step" in job.output, 90, lambda job=job: job.output)
         assert newer.wait(job.job) in ("COMPLETED", "PREEMPTED")
-        assert job.stops() == 1
+        assert job.count_stops() == 1
         assert "after SIGUSR2" in job.output
 
 
@@ -211,12 +211,12 @@ def n2_comes_back(cluster: Cluster) -> Iterator[None]:
 
 def test_a_node_dies_without_a_word(start: Starter, n2_comes_back: None) -> None:
     jobs = start.both("cpu", 90)
-    wait_until(lambda: all(job.saved >= 20 for job in jobs), 30, lambda: str([job.saved for job in jobs]))
+    wait_until(lambda: all(job.saved_step >= 20 for job in jobs), 30, lambda: str([job.saved_step for job in jobs]))
     kill_node("n2")
     take_down("n2", start.user.cluster)
     testbed.script("up.sh")
     for job in jobs:
-        start.user.done(job.job, timeout=120)
+        start.user.assert_completed(job.job, timeout=120)
         second = re.findall(r"^start 1 at step (\d+)", job.output, re.MULTILINE)
         assert len(second) == 1 and int(second[0]) >= 20, job.output
 

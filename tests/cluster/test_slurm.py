@@ -38,7 +38,7 @@ def test_a_requeued_job_starts_again_within_seconds(cluster: Cluster) -> None:
     assert cluster.starts_of_a_requeued_job(timeout=90) == ["restarts 0", "restarts 1"]
 
 
-def test_gpus_can_be_asked_for_by_number(cluster: Cluster) -> None:
+def test_gpus_can_be_requested_by_number(cluster: Cluster) -> None:
     line = "srun -N2 --gpus-per-node=2 --ntasks-per-node=2 sh -c 'echo $SLURM_GPUS_ON_NODE'"
     text = cluster.run(line).stdout
     assert text.split() == ["2"] * 4

@@ -33,7 +33,7 @@ def converted(user: User) -> str:
     assert [name for name, *_ in ids] == ["demo", "convert", "convert", "merge"], jobs
     (_, first, _), (_, second, _), (_, merge, waits) = ids[1:]
     assert waits == f"{first}, {second}", "the merge waits for both arrays"
-    user.done(merge)
+    user.assert_completed(merge)
     return merge
 
 
@@ -43,7 +43,7 @@ def trained(user: User, converted: str) -> Iterator[str]:
     job = user.submit("--set", "run_name=watched", "--set", "save_steps=3")["train"]
     text = user.call("submit", "eval", "--every", "1m", "output-watched").stderr
     assert "by scrontab" in text, text
-    user.done(job)
+    user.assert_completed(job)
     yield job
     user.call("submit", "cancel", "output-watched")
 
@@ -64,7 +64,7 @@ def test_a_rerun_submits_the_missing_shards_alone(user: User, converted: str) ->
         (folder / name).unlink()
     plan = user.call("submit", "convert", "--config", "smoke", "--dry-run").stdout
     assert re.findall(r"--shard (\d+)/25", plan) == ["3", "24"]
-    user.done(user.submit("convert")["merge"])
+    user.assert_completed(user.submit("convert")["merge"])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert list(user.submit("convert")) == ["merge"], "with all shards there, only the merge is left"
 
@@ -112,7 +112,7 @@ def test_eval_jobs_at_the_same_time_do_no_work_twice(user: User, trained: str) -
     line = ("eval", "--pending", "output-watched", "--set", "generation_max_new_tokens=16")
     jobs = [user.sbatch("slurm/eval.sbatch", *line[1:]) for _ in range(2)]
     for job in jobs:
-        user.done(job)
+        user.assert_completed(job)
     text = "".join(user.output(job) for job in jobs)
     assert text.count("found with the right label") == 2, text  # one report for each checkpoint, by whichever worker
     ledger = user.checkout / "output-watched/eval/ledger"
@@ -146,7 +146,7 @@ def not_begun(user: User, name: str) -> str:
     return name
 
 
-def test_a_schedule_that_broke_is_told(user: User, trained: str) -> None:
+def test_a_schedule_that_broke_is_reported(user: User, trained: str) -> None:
     profile = user.profile("resubmitting", eval_schedule="resubmit", convert_tasks=1)
     text = user.call("submit", "eval", "--every", "30m", not_begun(user, "output-early"), "--cluster", profile).stderr
     first = re.findall(r"job (\d+)", text)[0]

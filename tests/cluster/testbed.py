@@ -34,7 +34,7 @@ class Cluster:
 
     `shared` is this session's folder on the filesystem all nodes see, owned by `user`; `python` is the
     login node's interpreter, which has the torch-free dependencies only; `env_file` under `prefix` makes a
-    login environment, and so tells which of the two clusters this is.
+    login environment, and so decides which of the two clusters this is.
     """
 
     prefix: Path
@@ -71,7 +71,7 @@ class Cluster:
     def state(self, job_id: str) -> set[str]:
         """The states of a job, or of all tasks of an array; empty while Slurm does not know it yet.
 
-        slurmctld forgets a job MinJobAge (600 s) after its end; after that, only accounting can tell.
+        slurmctld forgets a job MinJobAge (600 s) after its end; after that, only accounting knows it.
         """
         fields = [word for word in self.show(job_id).split() if word.startswith("JobState=")]
         if fields:

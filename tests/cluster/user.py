@@ -51,7 +51,7 @@ class User:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
         return name
 
-    def done(self, job: str, timeout: float = 300) -> None:
+    def assert_completed(self, job: str, timeout: float = 300) -> None:
         state = self.cluster.wait(job, timeout=timeout)
         assert state == "COMPLETED", self.cluster.describe(job) + self.output(job)
 

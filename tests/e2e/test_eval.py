@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -111,9 +112,11 @@ def test_a_damaged_checkpoint_does_not_keep_the_others_waiting(run: Path):
     assert metrics(run, 6)["step"] == 6
 
 
-def test_a_stopped_worker_gives_its_claim_back_and_another_goes_on_at_once(run: Path):
-    argv = argv_of("eval", ("--pending", str(run)), ["generation_max_new_tokens=256"])
-    with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) as worker:
+def test_a_stopped_worker_gives_its_claim_back_and_another_goes_on_at_once(run: Path, tmp_path: Path):
+    (cap := tmp_path / "cap").touch()
+    argv = argv_of("eval", ("--pending", str(run)), ["generation_max_new_tokens=256", "max_requeues=7"])
+    environ = os.environ | {"BBU_REQUEUE_CAP": str(cap)}
+    with subprocess.Popen(argv, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True) as worker:
         while not list(run.glob("eval/ledger/claims/*")):
             assert worker.poll() is None
             time.sleep(0.02)
@@ -121,6 +124,7 @@ def test_a_stopped_worker_gives_its_claim_back_and_another_goes_on_at_once(run: 
         assert worker.stderr is not None
         told = worker.stderr.read()
     assert worker.returncode == 75 and "stopped by SIGUSR2" in told, told
+    assert cap.read_text() == "7\n", "its job is requeued as often as its config allows"
     assert "found with the right label" in score(run, "generation_max_new_tokens=256")
 
 

@@ -42,7 +42,7 @@ def test_a_job_runs_here_and_says_so(profile: ClusterProfile, capfd: pytest.Capt
 
 def test_requested_nodes_become_ranks_on_this_machine(profile: ClusterProfile, tmp_path: Path):
     codes, notices = run(profile, job(("print_rank.py",), nodes=2))
-    assert codes == [("work", 0)] and "2 nodes asked for" in notices
+    assert codes == [("work", 0)] and "2 nodes requested" in notices
     lines = [line for file in tmp_path.glob("jobs/*/*.out") for line in file.read_text().splitlines()]
     assert {"0 2 0 127.0.0.1", "1 2 1 127.0.0.1"} <= {" ".join(line.split()[:4]) for line in lines}
 

@@ -18,6 +18,7 @@ import yaml
 from bbu.config.read import CONFIG_DIR
 from bbu.errors import PREEMPTED_EXIT_CODE
 from bbu.jobs.task import state_max_requeues
+from tests.commands import call
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
@@ -270,6 +271,16 @@ def test_a_cap_is_stated_in_the_file_that_is_named_and_in_no_other(tmp_path: Pat
     path.write_text("20\n")
     state_max_requeues(3, {"BBU_REQUEUE_CAP": str(path)})
     assert path.read_text() == "3\n"
+
+
+@pytest.mark.parametrize(("entry", "broken"), [("train", "model_path=nowhere"), ("convert", "vendor_dir=nowhere")])
+def test_an_entry_states_the_cap_of_its_run_config_before_it_begins(tmp_path: Path, entry: str, broken: str):
+    """That of an eval: tests/e2e/test_eval.py."""
+    cap = tmp_path / "cap"
+    cap.touch()
+    settings = ("max_requeues=7", broken, f"output_root={tmp_path}", f"data_root={tmp_path}")
+    assert call(entry, *settings, BBU_REQUEUE_CAP=str(cap)).code != 0
+    assert cap.read_text() == "7\n"
 
 
 # Stop signals.

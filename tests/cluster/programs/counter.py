@@ -1,5 +1,7 @@
-"""Stands in for a trainer: counts steps, saves when a stop signal comes, goes on where it stopped. Rank 0 alone
-writes; `counter.py NAME STEPS SECONDS_PER_STEP`. It saves by itself every tenth step: a dead node sends no signal.
+"""Stands in for a trainer: counts steps, saves when a stop signal comes, resumes where it stopped.
+
+`counter.py FILE STEPS SECONDS_PER_STEP`. Only rank 0 writes FILE. It also saves every tenth step: a dead node sends no
+signal.
 """
 
 import os
@@ -8,20 +10,20 @@ import sys
 import time
 from pathlib import Path
 
-caught: list[int] = []
+received: list[int] = []
 for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: caught.append(number))
+    signal.signal(number, lambda number, frame: received.append(number))
 
 saved, steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-chief = os.environ["RANK"] == "0"
+is_rank_0 = os.environ["RANK"] == "0"
 step = int(saved.read_text()) if saved.exists() else 0
-rank = "" if chief else f"rank {os.environ['RANK']}: "
+rank = "" if is_rank_0 else f"rank {os.environ['RANK']}: "
 print(f"{rank}start", os.environ.get("SLURM_RESTART_COUNT", "0"), "at step", step, flush=True)
 
 
 def save() -> None:
-    """Whole or not at all, by one rank."""
-    if chief:
+    """Replace the file: a reader sees the old step or the new one, never a part."""
+    if is_rank_0:
         draft = saved.with_suffix(".draft")
         draft.write_text(str(step))
         draft.replace(saved)
@@ -29,9 +31,9 @@ def save() -> None:
 
 while step < steps:
     time.sleep(pause)
-    if caught:
+    if received:
         save()
-        print(f"{rank}saved step {step} after {signal.Signals(caught[0]).name}", flush=True)
+        print(f"{rank}saved step {step} after {signal.Signals(received[0]).name}", flush=True)
         sys.exit(75)
     step += 1
     if step % 10 == 0:

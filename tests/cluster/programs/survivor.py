@@ -4,13 +4,13 @@ import signal
 import sys
 import time
 
-caught: list[int] = []
+received: list[int] = []
 for name in ("SIGUSR1", "SIGUSR2", "SIGTERM"):
-    signal.signal(getattr(signal, name), lambda number, frame: caught.append(number))
+    signal.signal(getattr(signal, name), lambda number, frame: received.append(number))
 print("ready", flush=True)
 
 deadline = time.monotonic() + 60
-while not caught:
+while not received:
     if time.monotonic() > deadline:
         sys.exit("no signal came")
     time.sleep(0.05)
@@ -21,5 +21,5 @@ import transformers  # noqa: E402
 
 assert torch.ones(2).sum().item() == 2
 assert transformers.__version__
-print(f"saved after {signal.Signals(caught[0]).name}", flush=True)
+print(f"saved after {signal.Signals(received[0]).name}", flush=True)
 sys.exit(75)
