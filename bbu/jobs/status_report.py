@@ -43,8 +43,7 @@ def status_row(view: RunView) -> Row:
 
 def status_details(view: RunView) -> str:
     """One run's jobs, schedules and newest scores, a line each."""
-    lines = [f"{view.run.root}"]
-    lines += [f"  {job.name} {', '.join(job.ids) or '-'}: {job.text}" for job in view.jobs]
+    lines = [str(view.run.root), *(f"  {job.name} {', '.join(job.ids) or '-'}: {job.text}" for job in view.jobs)]
     lines += [f"  evals {schedule.text} ({schedule.state})" for schedule in view.schedules]
     lines += [f"  {score}" for score in latest_scores(view.run)]
     return "\n".join(lines)

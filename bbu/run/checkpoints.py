@@ -46,11 +46,9 @@ class Manifest:
     files: Mapping[str, FileEntry]
 
     def dumps(self) -> str:
-        """JSON with a checksum of itself, since no other file vouches for this one.
-
-        It has no last newline, so that losing its last byte shows.
-        """
+        """Return the JSON text, with a checksum of itself, since no other file vouches for this one."""
         body = asdict(self)
+        # No newline at the end: a file that loses its last byte must be found damaged.
         return json.dumps(body | {"sha256": _digest_of(body)}, indent=1, sort_keys=True)
 
     @classmethod
@@ -121,11 +119,7 @@ def publishing(
 
 def is_published(run: RunFolder, step: int) -> bool:
     """Whether `checkpoint-{step}` is there and verifies."""
-    try:
-        verify(run.checkpoint(step))
-    except CheckpointError:
-        return False
-    return True
+    return _passes(verify, run.checkpoint(step))
 
 
 def verify(folder: Path) -> Manifest:
@@ -182,7 +176,7 @@ def rotate(run: RunFolder, keep: int, held: Collection[int] = ()) -> list[int]:
     `keep` 0 keeps all. Damaged checkpoints do not count as kept, so they never push out a good one. Returns
     the deleted steps.
     """
-    sound = [step for step in run.steps() if _is_sound(run.checkpoint(step))]
+    sound = [step for step in run.steps() if _passes(verify_sizes, run.checkpoint(step))]
     if keep == 0 or len(sound) <= keep:
         return []
     doomed = [step for step in run.steps() if step < sound[-keep] and step not in held]
@@ -252,9 +246,10 @@ def _delete(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _is_sound(folder: Path) -> bool:
+def _passes(check: Callable[[Path], Manifest], folder: Path) -> bool:
+    """Whether a checkpoint passes `verify` or `verify_sizes`."""
     try:
-        verify_sizes(folder)
+        check(folder)
     except CheckpointError:
         return False
     return True

@@ -72,11 +72,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def age_of(path: Path) -> float:
-    """Seconds since a file was last touched, by the filesystem's clock.
-
-    A new file in the same folder gives the time now: the clocks of the hosts differ, the file server has one.
-    """
-    with tempfile.TemporaryFile(dir=path.parent) as probe:
+    """Return the seconds since a file was last touched, by the one clock that all hosts share: the file server's."""
+    with tempfile.TemporaryFile(dir=path.parent) as probe:  # a new file gives the time now
         return os.fstat(probe.fileno()).st_mtime - _server_stat(path).st_mtime
 
 

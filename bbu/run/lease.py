@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -181,14 +181,12 @@ def take_run_lease(run: RunFolder, owner: Owner, timeout_s: float) -> Lease:
     return lease
 
 
-@contextmanager
-def held_lease(run: RunFolder, owner: Owner, timeout_s: float, interval_s: float) -> Iterator[Lease]:
+def held_lease(run: RunFolder, owner: Owner, timeout_s: float, interval_s: float) -> AbstractContextManager[Lease]:
     """Hold a run folder for a block, with a heartbeat every `interval_s` seconds.
 
     Raises CheckpointError if the folder is in use. A lease lost meanwhile shows at `lease.check()`.
     """
-    with keep_alive(take_run_lease(run, owner, timeout_s), interval_s) as lease:
-        yield lease
+    return keep_alive(take_run_lease(run, owner, timeout_s), interval_s)
 
 
 def _refuse_if_held(run: RunFolder, path: Path, owner: Owner, timeout_s: float) -> None:
