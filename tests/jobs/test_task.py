@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from bbu.config.read import CONFIG_DIR
-from bbu.errors import PREEMPTED_EXIT_CODE
+from bbu.errors import PREEMPTED_EXIT_CODE, STOP_SIGNALS
 from bbu.jobs.task import state_max_requeues
 from tests.commands import call
 
@@ -146,9 +146,12 @@ def test_the_port_stays_below_the_ephemeral_ones_and_changes_with_job_and_restar
 
 
 def test_stop_signals_reach_the_command_with_their_default_action(slurm: dict[str, str]):
-    """A signal that a shell ignores is ignored by what it starts."""
-    assert run_task(slurm, "signal_dispositions.py").stdout == "\n"
-    assert run_through_submitit(slurm, "signal_dispositions.py")[1] == "\n"
+    """A signal that a shell ignores is ignored by what it starts: the task adds none to those of this process."""
+    argv = [sys.executable, str(PROGRAMS / "signal_dispositions.py")]
+    inherited = subprocess.run(argv, text=True, capture_output=True, check=True).stdout
+    assert not {number.name for number in STOP_SIGNALS} & set(inherited.split())
+    assert run_task(slurm, "signal_dispositions.py").stdout == inherited
+    assert run_through_submitit(slurm, "signal_dispositions.py")[1] == inherited
 
 
 # The end under Slurm.
