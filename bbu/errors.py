@@ -14,6 +14,8 @@ from types import FrameType
 
 PREEMPTED_EXIT_CODE = 75
 """The state is saved on disk: requeue the job. 75 is EX_TEMPFAIL of sysexits.h; no other error has this code."""
+INTERRUPTED_EXIT_CODE = 130
+"""As a shell reports a program that Ctrl-C ended: 128 + SIGINT."""
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 """The signals that request a task to save its state and exit with PREEMPTED_EXIT_CODE."""
 

@@ -18,14 +18,12 @@ from bbu.doctor.login import container_findings, host_facts, machine_findings
 from bbu.doctor.nodes import LoginNode, node_groups
 from bbu.doctor.probe import clock_ahead_s, run_probe
 from bbu.doctor.slurm import job_kinds, slurm_findings
-from bbu.errors import JobError, exit_without_teardown, run_entry
+from bbu.errors import INTERRUPTED_EXIT_CODE, JobError, exit_without_teardown, run_entry
 from bbu.jobs.clusters import ClusterProfile, load_profile
 from bbu.jobs.launch import CHECKOUT
 from bbu.jobs.queue import run_slurm_command
 from bbu.logs import print_notice
 
-_CTRL_C_EXIT_CODE = 130
-"""A shell's code for a command that Ctrl-C (signal 2) ended."""
 _notify = partial(print_notice, "bbu.doctor")
 
 
@@ -105,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print_group(group)
     except KeyboardInterrupt:
         _notify("stopped; the job is cancelled")
-        return _CTRL_C_EXIT_CODE
+        return INTERRUPTED_EXIT_CODE
     print(findings_json(groups) if arguments.json else summary_line(groups))
     return JobError.exit_code if any_failed(groups) else 0
 

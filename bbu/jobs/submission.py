@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bbu.config.flat import DirectConfig
-from bbu.errors import JobError
+from bbu.errors import INTERRUPTED_EXIT_CODE, JobError
 from bbu.jobs.clusters import ClusterProfile, load_profile
 from bbu.jobs.control import live_training_jobs
 from bbu.jobs.launch import CHECKOUT, Note, Submission, job_environment, task_command
@@ -31,9 +31,6 @@ from bbu.jobs.schedule import SCHEDULE_NAME, Schedule, choose_mode, create_sched
 from bbu.jobs.slurm import awaited_ids, script_text, submit_to_slurm
 from bbu.jobs.spec import JobSpec, check_order
 from bbu.run.folder import RunFolder
-
-_INTERRUPTED_EXIT_CODE = 130
-"""As a shell reports a program that Ctrl-C ended: 128 + SIGINT."""
 
 
 def submit_request(request: Request, notify: Callable[[str], None], dry_run: bool = False) -> int:
@@ -139,7 +136,7 @@ def _submit_and_record(
         submissions = submit_jobs(specs, profile, CHECKOUT, notify, record)
     except KeyboardInterrupt:
         notify("stopped; the same command resumes from what is saved")
-        return _INTERRUPTED_EXIT_CODE
+        return INTERRUPTED_EXIT_CODE
     if request.points:
         notify(f"{len(request.points)} runs; when all have ended, the table is in {comparison_folder(config)}")
     return next((submission.exit_code for submission in submissions if submission.exit_code), 0)
