@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bbu.config.arguments import add_checkpoint_argument, add_config_arguments, add_prediction_arguments
 from bbu.config.flat import DirectConfig
-from bbu.config.read import load_config
+from bbu.config.read import load_config, load_recorded_config
 from bbu.errors import PREEMPTED_EXIT_CODE, CheckpointError, Stopped, raise_on_stop_signals, run_entry
 from bbu.evaluation.pending import sources_of
 from bbu.evaluation.report import metrics_table
@@ -76,8 +76,10 @@ def _score_run(run: Path, arguments: argparse.Namespace) -> int:
 
 def _load_config(folder: Path, arguments: argparse.Namespace) -> DirectConfig:
     """Load the config of --config, or the one that the checkpoint was trained with."""
-    name = arguments.config or str(folder / RUN_CONFIG)
-    config = load_config(name, overrides=arguments.overrides, use_new=arguments.use_new_config)
+    if arguments.config:
+        config = load_config(arguments.config, overrides=arguments.overrides, use_new=arguments.use_new_config)
+    else:
+        config = load_recorded_config(folder / RUN_CONFIG, arguments.overrides)
     state_max_requeues(config.infrastructure.max_requeues)
     set_up_logging(config.infrastructure.log_level, config.infrastructure.log_verbose)
     return config

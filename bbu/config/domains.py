@@ -71,8 +71,6 @@ class ModelConfig:
     """Let float32 matrix products use TF32 on GPUs that have it."""
     gradient_checkpointing: bool
     """Recompute activations in the backward pass to save memory."""
-    gradient_checkpointing_reentrant: bool
-    """Use the reentrant variant of gradient checkpointing."""
     logits_chunk_size: NotNegativeInt
     """Supervised positions whose logits are computed at once; 0 computes all at once."""
     torch_compile: bool
@@ -199,14 +197,18 @@ class DataConfig:
     """Most pixels of a resized image."""
     jpeg_quality: Annotated[int, range_rule(1, 95), CONVERSION, SHARD]
     """JPEG quality of resized images; Pillow advises against more than 95."""
+    exif_frame: Annotated[Literal["auto", "upright", "stored"], CONVERSION, SHARD]
+    """Which pixels the vendor's boxes refer to where EXIF turns a photo: upright as shown, stored as in the file, or
+    auto: decided by the vendor's width and height and, where these cannot, by the other photos."""
     response_types: Annotated[list[ResponseType], _NOT_EMPTY, CONVERSION, SCORE]
     """Levels of a description, in the order in which it names them."""
     token_map_file: Annotated[str, CONVERSION]
     """YAML file that renames labels: a name under configs/labels or a path."""
     label_hierarchy_file: Annotated[str, CONVERSION, SCORE]
     """YAML file of allowed object types and properties: a name under configs/labels or a path."""
-    unknown_label_policy: Annotated[Literal["drop", "refuse"], CONVERSION]
-    """What to do with a label outside the hierarchy: drop it with a reason, or refuse the conversion."""
+    unknown_label_policy: Annotated[Literal["drop", "ignore", "refuse"], CONVERSION]
+    """What to do with a label outside the hierarchy: drop it as a reject, ignore it as left out on purpose, or refuse
+    the conversion."""
     site_pattern: Annotated[str, _ONE_GROUP, CONVERSION]
     """Regular expression whose first group, searched in a photo's file stem, names its site."""
     val_ratio: Annotated[Share, CONVERSION]
@@ -225,6 +227,8 @@ class DataConfig:
     """Drop exact duplicates of an object; the report counts them."""
     keep_negatives: Annotated[bool, CONVERSION]
     """Keep photos without objects, as negatives."""
+    emptied_photo_policy: Annotated[Literal["set_aside", "negative"], CONVERSION]
+    """What to do with a photo all of whose objects were rejected: set it aside, or treat it as one without objects."""
     convert_processes: NotNegativeInt
     """Processes of the conversion pool; 0 uses all cores."""
     max_examples: int
@@ -353,8 +357,6 @@ class InfrastructureConfig:
     """Progress display; auto shows a bar on a terminal and lines elsewhere."""
     tensorboard: bool
     """Write TensorBoard event files."""
-    tensorboard_flush_secs: PositiveInt
-    """Seconds between flushes of the event files."""
     deepspeed_enabled: bool
     """Train with DeepSpeed; the variable BBU_DEEPSPEED_ENABLED overrides it."""
     deepspeed_config: str
@@ -397,6 +399,16 @@ TYPES: dict[str, Any] = {
     key: hint for cls in DOMAINS.values() for key, hint in get_type_hints(cls, include_extras=True).items()
 }
 """Key → its type, with its rules and uses."""
+
+
+RETIRED: dict[str, str] = {
+    "gradient_checkpointing_reentrant": "the variant that is not reentrant is always used",
+    "tensorboard_flush_secs": "event files are flushed every 10 seconds",
+}
+"""Key of an older version → what takes its place. Recorded configs of old runs may state it."""
+
+VALUES_BEFORE: dict[str, Any] = {"exif_frame": "auto", "emptied_photo_policy": "negative"}
+"""Key that old runs did not record → the value that describes what they did."""
 
 
 def keys_used_for(purpose: Purpose) -> tuple[str, ...]:

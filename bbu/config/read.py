@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from bbu.config.checks import CROSS_RULES
-from bbu.config.domains import DOMAINS, OWNERS, TYPES
+from bbu.config.domains import DOMAINS, OWNERS, RETIRED, TYPES, VALUES_BEFORE
 from bbu.config.flat import DirectConfig
 from bbu.config.kinds import VARIABLE, CrossRule, is_text, nearest_valid, value_problems
 from bbu.errors import ConfigError
@@ -104,6 +104,27 @@ def load_config(name_or_path: str, *, overrides: Sequence[str] = (), use_new: bo
     """
     path = resolve_config_path(name_or_path)
     values, findings = _flatten(read_yaml(path), path, use_new)
+    return _checked_config(path, values, findings, overrides)
+
+
+def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> DirectConfig:
+    """Load the config that a run or a checkpoint recorded, perhaps with an older version's keys.
+
+    Retired keys are left out, and a key that is newer than the record gets the value that describes what the run did.
+
+    Args:
+        path: `config.yaml` of a run folder or `run_config.yaml` of a checkpoint.
+        overrides: `key=value` texts that replace what the file says.
+
+    Raises:
+        ConfigError: carries all findings, as `load_config` does.
+    """
+    recorded = {key: value for key, value in read_yaml(path).items() if key not in RETIRED}
+    values, findings = _flatten(VALUES_BEFORE | recorded, path, use_new=False)
+    return _checked_config(path, values, findings, overrides)
+
+
+def _checked_config(path: Path, values: dict[str, Any], findings: list[str], overrides: Sequence[str]) -> DirectConfig:
     override_values, override_findings = _parse_overrides(overrides)
     values |= override_values
     findings += _all_findings(TYPES, values, CROSS_RULES, lambda key: f" (section {OWNERS[key]})")
@@ -255,4 +276,6 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str
 
 
 def _unknown(key: str, valid: Iterable[str], prefix: str = "", what: str = "key") -> str:
+    if key in RETIRED:
+        return f"key {key!r} is no longer read: {RETIRED[key]}; remove it"
     return f"unknown {what} {prefix + key!r}{nearest_valid(key, valid) or '; remove it'}"

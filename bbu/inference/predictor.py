@@ -19,7 +19,7 @@ from transformers import LogitsProcessorList
 
 from bbu.boxes import scale_box, to_corners
 from bbu.config.domains import DataConfig, DetectionConfig, ModelConfig
-from bbu.config.read import load_config
+from bbu.config.read import load_recorded_config
 from bbu.data.collators import Batch, StandardDataCollator
 from bbu.data.dataset import SampleBuilder, read_pool
 from bbu.data.prompts import get_prompt
@@ -280,7 +280,7 @@ class Qwen25VLInference(Predictor):
         path = Path(checkpoint_dir) / RUN_CONFIG
         if not path.is_file():
             raise CheckpointError(f"{checkpoint_dir}: no {RUN_CONFIG}; name a checkpoint-{{step}} folder of a run")
-        config = self.config = load_config(str(path), overrides=overrides)
+        config = self.config = load_recorded_config(path, overrides)
         super().__init__(
             checkpoint_dir,
             config.model,

@@ -319,7 +319,7 @@ def _prepare_for_training(model: BBUModel, config: ModelConfig) -> BBUModel:
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": config.gradient_checkpointing_reentrant})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 

@@ -144,7 +144,7 @@ class TrainingCoordinator:
 
     def _callbacks(self, status: StatusCallback) -> list[Any]:
         infra = self._config.infrastructure
-        tensorboard = [TensorBoardCallback(self.run_folder, infra.tensorboard_flush_secs)] if infra.tensorboard else []
+        tensorboard = [TensorBoardCallback(self.run_folder)] if infra.tensorboard else []
         return [*tensorboard, ProgressCallback(infra.progress), status]
 
     def _train(self, trainer: BBUTrainer, status: StatusCallback, checkpoint: Checkpoint | None) -> int:

@@ -85,11 +85,15 @@ class _Pace:
         return (time.perf_counter() - self._began) / steps * (state.max_steps - state.global_step)
 
 
+_FLUSH_SECONDS = 10
+"""Seconds between flushes of the event files: what an open TensorBoard lags behind at most."""
+
+
 class TensorBoardCallback(TrainerCallback):
     """Writes every logged number to TensorBoard under its own name, without a prefix."""
 
-    def __init__(self, run: RunFolder, flush_seconds: int) -> None:
-        self._run, self._flush_seconds = run, flush_seconds
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
         self._writer: SummaryWriter | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -98,7 +102,7 @@ class TensorBoardCallback(TrainerCallback):
             self._writer = SummaryWriter(
                 str(self._run.tensorboard / "train"),
                 purge_step=state.global_step + 1 if state.global_step else None,
-                flush_secs=self._flush_seconds,
+                flush_secs=_FLUSH_SECONDS,
             )
 
     def on_log(

@@ -24,7 +24,7 @@ PHOTOS, VAL_RATIO, SEED = int(os.environ.get("BBU_BENCH_PHOTOS", "2200")), 0.090
 """A site has four photos: 50 of 550 sites are held out."""
 MINUTES = float(os.environ.get("BBU_BENCH_CPU_MINUTES", "30"))
 STEPS = int(os.environ.get("BBU_BENCH_STEPS", "2300"))
-COMMON = ("train_prompt=concise", "eval_prompt=concise", "teacher_ratio=0.0", "generation_max_new_tokens=320",
+COMMON = ("teacher_ratio=0.0", "generation_max_new_tokens=320",
           "generation_batch_size=40", "cpu_threads=1")  # fmt: skip
 OURS = (
     "detection_enabled=true", "detection_num_queries=40", "detection_hidden_dim=128", "detection_num_layers=3",

@@ -39,7 +39,7 @@ BAD_VALUES = {
         eval_steps logging_steps max_pixels max_total_length packing_buffer_size pad_to_multiple_of
         detection_num_queries detection_hidden_dim detection_num_layers detection_num_heads detection_ffn_dim
         detection_adapter_dim detection_caption_layers detection_caption_max_length detection_max_predictions
-        distributed_timeout_s status_interval_s lease_timeout_s eval_claim_timeout_s tensorboard_flush_secs
+        distributed_timeout_s status_interval_s lease_timeout_s eval_claim_timeout_s
         generation_repetition_penalty dataloader_prefetch_factor
         jpeg_quality
     """,
@@ -51,7 +51,8 @@ BAD_VALUES = {
     """,
     "none_of_them": """
         attn_implementation vision_attn_implementation torch_dtype save_strategy eval_strategy resume nan_policy
-        unknown_label_policy language train_prompt eval_prompt object_order collator_type long_sample_policy
+        unknown_label_policy exif_frame emptied_photo_policy language train_prompt eval_prompt object_order
+        collator_type long_sample_policy
         log_level progress distributed_backend
     """,
     "96": "jpeg_quality",
@@ -65,7 +66,7 @@ BAD_VALUES = {
 }
 """A value of the right type → the keys whose rule it breaks."""
 UNRULED = """
-    model_path tf32 gradient_checkpointing gradient_checkpointing_reentrant torch_compile num_train_epochs
+    model_path tf32 gradient_checkpointing torch_compile num_train_epochs
     max_steps optim lr_scheduler_type auto_scale_lr bf16 fp16 seed data_seed save_final logging_first_step
     log_weight_norms log_grad_norms vendor_dir data_root train_file val_file teacher_file image_folder
     token_map_file label_hierarchy_file split_seed remove_duplicates keep_negatives max_examples

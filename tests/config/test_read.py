@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bbu.config.read import CONFIG_DIR, MAX_FILE_BYTES, load_config
+from bbu.config.read import CONFIG_DIR, MAX_FILE_BYTES, load_config, load_recorded_config
 from bbu.errors import ConfigError
 
 FLAT = (CONFIG_DIR / "base_flat.yaml").read_text(encoding="utf-8")
@@ -105,3 +105,26 @@ def test_files_are_loaded_safely_and_size_capped(tmp_path: Path):
 def test_an_unknown_name_lists_the_names():
     with pytest.raises(ConfigError, match="smoke"):
         load_config("no-such-config")
+
+
+OLD_RECORD = Path(__file__).parents[1] / "run/old_run_folder/checkpoint-6/run_config.yaml"
+
+
+def test_a_retired_key_says_why_it_is_no_longer_read():
+    with pytest.raises(ConfigError) as caught:
+        load_config("smoke", overrides=["tensorboard_flush_secs=5"])
+    assert "'tensorboard_flush_secs' is no longer read: event files are flushed every 10 seconds" in str(caught.value)
+    with pytest.raises(ConfigError, match="missing key 'exif_frame'"):
+        load_config(str(OLD_RECORD))
+
+
+def test_a_config_that_an_old_run_recorded_is_loaded_with_what_that_run_did():
+    config = load_recorded_config(OLD_RECORD, ["eval_prompt=detailed"])
+    assert (config.exif_frame, config.emptied_photo_policy) == ("auto", "negative")
+    assert (config.max_steps, config.eval_prompt) == (6, "detailed")
+
+
+@pytest.mark.parametrize("name", ["base_flat", "smoke"])
+def test_a_shipped_config_asks_what_it_trained(name: str):
+    config = load_config(name)
+    assert config.train_prompt == config.eval_prompt

@@ -66,7 +66,7 @@ def make_config(data_root: Path) -> Callable[..., DataConfig]:
             "data_root": str(data_root), "train_file": "train.jsonl", "val_file": "val.jsonl",
             "teacher_file": "teacher.jsonl", "min_pixels": 784, "max_pixels": 28 * 28 * 64,
             "max_examples": -1, "max_eval_examples": -1, "teacher_ratio": 0.5, "num_teacher_samples": 1,
-            "eval_teacher_ratio": 0.0, "language": "zh", "train_prompt": "detailed", "eval_prompt": "concise",
+            "eval_teacher_ratio": 0.0, "language": "zh", "train_prompt": "detailed", "eval_prompt": "detailed",
             "object_order": "reading", "long_sample_policy": "refuse",
         }  # fmt: skip
         return dataclasses.replace(load_config("smoke").data, **{**settings, **changes})

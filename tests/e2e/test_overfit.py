@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 STEPS = 170
 SETTINGS = (
-    "teacher_ratio=0.0", "train_prompt=concise", "eval_prompt=concise", f"max_steps={STEPS}",
+    "teacher_ratio=0.0", f"max_steps={STEPS}",
     "per_device_train_batch_size=8", "warmup_steps=10", "vision_lr=2e-3", "merger_lr=2e-3", "llm_lr=2e-3",
     "detection_lr=2e-3", "adapter_lr=2e-3", "save_steps=1000", "logging_steps=10", "cpu_threads=2",
     "detection_enabled=true", "detection_num_queries=30", "detection_hidden_dim=128", "detection_num_layers=3",

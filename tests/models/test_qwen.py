@@ -17,7 +17,7 @@ from bbu.resize import MERGE_SIZE, PATCH_SIZE
 def settings(**changes):
     stated = {
         "torch_dtype": "float32", "attn_implementation": "eager", "vision_attn_implementation": "sdpa",
-        "gradient_checkpointing": False, "gradient_checkpointing_reentrant": False,
+        "gradient_checkpointing": False,
     }  # fmt: skip
     return SimpleNamespace(**{**stated, **changes})
 

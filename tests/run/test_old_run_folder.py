@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bbu.config.read import load_config
+from bbu.config.read import load_recorded_config
 from bbu.evaluation.metrics import EvaluationResult
 from bbu.evaluation.pending import metrics_files, open_ledger, unscored_steps
 from bbu.evaluation.scores import best_scores, latest_scores
@@ -60,7 +60,7 @@ def test_its_scores_are_read(run: RunFolder):
 
 def test_its_checkpoints_can_be_scored_anew_under_the_new_key(run: RunFolder, demo: Demo):
     folder = run.checkpoint(6)
-    config = load_config(str(folder / RUN_CONFIG), overrides=demo.settings)
+    config = load_recorded_config(folder / RUN_CONFIG, demo.settings)
     work = CheckpointScorer(folder, config, num_teachers=0)._plan("answer")
     claim = open_ledger(run, 60).claim(work.facts.key(), {"step": 6})
     assert claim is not None and unscored_steps(run) == [6]
