@@ -99,7 +99,7 @@ def test_a_records_own_teachers_are_used_as_they_are(load, data_root):
 
 
 def test_evaluation_has_its_own_file_prompt_and_ratio(load, tokenizer):
-    dataset = load("eval", teacher_ratio=1.0)
+    dataset = load("eval", teacher_ratio=1.0, eval_prompt="concise")
     assert len(dataset) == 2
     assert get_prompt("zh", "concise").system in tokenizer.decode(dataset[0].input_ids)
     assert teacher_images(dataset) == [[], []]
