@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYER = {
-    "errors": 0, "logs": 0, "schema": 0, "resize": 0, "labels": 0, "boxes": 0,
+    "errors": 0, "logs": 0, "schema": 0, "resize": 0, "labels": 0, "boxes": 0, "strict_json": 0,
     "config": 1, "run": 1,
     "data": 2, "models": 2, "losses": 2, "evaluation": 2,
     "conversion": 3, "reports": 3, "synthetic": 3,
@@ -21,7 +21,7 @@ LAYER = {
 COMPOSERS = {"training/coordinator.py", "inference/predictor.py"}
 TORCH_FREE = {
     "submit", "status", "convert", "export", "doctor", "config", "run", "jobs", "conversion", "evaluation", "reports",
-    "synthetic", "errors", "logs", "schema", "resize", "labels", "boxes",
+    "synthetic", "errors", "logs", "schema", "resize", "labels", "boxes", "strict_json",
 }  # fmt: skip
 NEEDS_TORCH = {"doctor/collective.py"}
 """Files of torch-free packages that run inside the image alone, and that nothing torch-free imports at the top."""

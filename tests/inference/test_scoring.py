@@ -17,7 +17,7 @@ from bbu.run.provenance import computing_code_hash
 from tests.commands import ROOT, Demo
 from tests.test_structure import imported_names
 
-COMPUTES_NOTHING = {"config", "errors.py", "logs.py", "run"}
+COMPUTES_NOTHING = {"config", "errors.py", "logs.py", "run", "strict_json.py"}
 
 
 def key_of(demo: Demo, run: Path, *settings: str, source: str = "answer", num_teachers: int = 0) -> str:
