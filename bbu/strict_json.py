@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
 import stat
+import types
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bbu.errors import BBUError
 
@@ -20,6 +23,9 @@ _MAX_BYTES = 256 * 2**20
 """Of a file: a thousand times the largest manifest."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
+
+
+T = TypeVar("T")
 
 
 class JsonError(ValueError):
@@ -53,8 +59,8 @@ def parse_json(text: str | bytes, *, allow_surrogates: bool = False) -> Any:
     return value
 
 
-def read_json(path: Path, error: type[BBUError], advice: str) -> Any:
-    """Read a JSON file of this project.
+def read_json(path: Path, error: type[BBUError], advice: str) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
 
     Args:
         path: the file.
@@ -62,7 +68,7 @@ def read_json(path: Path, error: type[BBUError], advice: str) -> Any:
         advice: what to do then, as the end of the message.
 
     Raises:
-        error: the path is no plain file, or it holds no JSON that can be used.
+        error: the path is no plain file, or it holds no JSON object that can be used.
         OSError: the file is missing or cannot be read.
     """
     facts = path.stat()
@@ -71,9 +77,31 @@ def read_json(path: Path, error: type[BBUError], advice: str) -> Any:
     if facts.st_size > _MAX_BYTES:
         raise error(f"{path}: {facts.st_size} bytes, more than {_MAX_BYTES}; {advice}")
     try:
-        return parse_json(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except JsonError as problem:
         raise error(f"{path}: {problem}; {advice}") from problem
+    if not isinstance(value, dict):
+        raise error(f"{path}: not a JSON object; {advice}")
+    return value
+
+
+def build_dataclass(cls: type[T], data: Any) -> T:
+    """Build a dataclass from what JSON made of `dataclasses.asdict`: lists become tuples, texts become paths.
+
+    Args:
+        cls: its fields are texts, numbers, paths, tuples, mappings, dataclasses, or any of these `| None`.
+        data: a parsed JSON object.
+
+    Raises:
+        JsonError: a field is missing, unknown or of another type.
+    """
+    if not isinstance(data, dict):
+        raise JsonError(f"{cls.__name__} must be an object, not {_shorten(data)}")
+    hints = get_type_hints(cls)
+    required = {item.name for item in dataclasses.fields(cls) if _has_no_default(item)}  # type: ignore[arg-type]
+    if names := sorted((data.keys() - hints.keys()) | (required - data.keys())):
+        raise JsonError(f"{cls.__name__} lacks the field, or does not know it: {_shorten(', '.join(names))}")
+    return cls(**{name: _convert(value, hints[name], name) for name, value in data.items()})
 
 
 def _decode(text: bytes) -> str:
@@ -118,3 +146,31 @@ def _check_encodable(value: Any) -> None:
     match = _SURROGATE.search(json.dumps(value, ensure_ascii=False))
     if match:
         raise JsonError(f"a text holds half of a surrogate pair (\\u{ord(match[0]):x}), which UTF-8 cannot encode")
+
+
+def _has_no_default(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """Turn a JSON value into a field of type `hint`; `name` is for the message."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):  # X | None
+        return None if value is None else _convert(value, arguments[0], name)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(item, arguments[0], name) for item in value)
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _convert(item, arguments[1], name) for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build_dataclass(hint, value)  # type: ignore[arg-type]
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    # bool is a subclass of int, but true is no number.
+    if type(value) is hint or (hint is float and type(value) is int):
+        return value
+    raise JsonError(f"{name} must be {getattr(hint, '__name__', hint)}, not {_shorten(value)}")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

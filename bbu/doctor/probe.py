@@ -37,6 +37,7 @@ from bbu.doctor.report import (
 )
 from bbu.errors import PREEMPTED_EXIT_CODE, JobError
 from bbu.run.files import sync_folder, write_atomic
+from bbu.strict_json import parse_json
 from bbu.training.preemption import StopFlag, install_stop_handlers
 
 _ROUNDS = 3
@@ -178,7 +179,7 @@ class _Probe:
     def _sees(self, name: str, number: int, broken_reads: list[str]) -> bool:
         """Whether the file holds this round or a later one. A replaced file must never be missing or incomplete."""
         try:
-            return json.loads((self.folder / name).read_text())["round"] >= number
+            return parse_json((self.folder / name).read_bytes())["round"] >= number
         except FileNotFoundError:
             if number > 1:
                 broken_reads.append(f"{name} was missing while it was replaced")

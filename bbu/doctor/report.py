@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bbu.errors import JobError
 from bbu.run.files import write_atomic
+from bbu.strict_json import read_json
 
 Stage = Literal["files", "all-reduce", "signal", "done"]
 FILES: Stage = "files"
@@ -24,6 +26,7 @@ DONE: Stage = "done"
 """The task received the stop signal and could continue."""
 
 _PLAN = "plan.json"
+_ADVICE = "run the doctor again, and look for what else writes there"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Plan:
     @classmethod
     def read(cls, folder: Path) -> Plan:
         """Read the plan from the folder of the tasks."""
-        return cls(**json.loads((folder / _PLAN).read_text(encoding="utf-8")))
+        return cls(**read_json(folder / _PLAN, JobError, _ADVICE))
 
     def write(self, folder: Path) -> None:
         """Write the plan into the folder of the tasks."""
@@ -196,7 +199,7 @@ class TaskReport:
 def read_reports(folder: Path, tasks: int) -> dict[int, TaskReport]:
     """Read the reports that are there, by rank. A report is replaced in one step, so one that is there is complete."""
     paths = [_report_path(folder, rank) for rank in range(tasks)]
-    return {rank: _report_of(json.loads(path.read_text())) for rank, path in enumerate(paths) if path.exists()}
+    return {rank: _report_of(read_json(path, JobError, _ADVICE)) for rank, path in enumerate(paths) if path.exists()}
 
 
 def nodes_of(reports: Mapping[int, TaskReport]) -> dict[str, list[TaskReport]]:

@@ -6,12 +6,13 @@ eval/checkpoint-{step}/{source}-{key}/      one evaluation: predictions.jsonl wh
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from bbu.errors import CheckpointError
 from bbu.run.folder import HEAD_KEY, RunFolder
 from bbu.run.ledger import Ledger
 from bbu.schema import SOURCES, Source
+from bbu.strict_json import read_json
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 _KEY_LETTERS = 12
@@ -40,7 +41,7 @@ def result_folder(run: RunFolder, step: int, source: Source, key: str) -> Path:
 
 def sources_of(checkpoint: Path) -> tuple[Source, ...]:
     """The sources that a checkpoint can be scored by: one without a detection head has its answer alone."""
-    described = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    described = read_json(checkpoint / "config.json", CheckpointError, "use another checkpoint")
     return SOURCES if described.get(HEAD_KEY) else SOURCES[:1]
 
 

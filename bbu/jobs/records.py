@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -14,9 +15,10 @@ from typing import Any
 
 from bbu.errors import CheckpointError, JobError
 from bbu.jobs.launch import Submission
-from bbu.jobs.request import Request, parse_request, request_from_dict
+from bbu.jobs.request import Request, parse_request
 from bbu.jobs.schedule import SCHEDULE_NAME, Schedule
 from bbu.run.folder import RunFolder
+from bbu.strict_json import build_dataclass, parse_json
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,10 @@ def read_records(run: RunFolder) -> list[JobRecord]:
     """A run's records, oldest first; empty for a run without `jobs.jsonl`. Raises CheckpointError if it is damaged."""
     if not run.jobs.is_file():
         return []
-    lines = run.jobs.read_text(encoding="utf-8").splitlines()
+    lines = run.jobs.read_bytes().split(b"\n")  # str.splitlines() would also split at U+2028 inside a text
     try:
-        return [_read_record(json.loads(line)) for line in lines if line.strip()]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        return [_read_record(parse_json(line)) for line in lines if line.strip()]
+    except ValueError as error:  # JsonError, or an `argv` that is no command line
         raise CheckpointError(f"{run.jobs}: damaged ({error}); remove the line that is no job") from error
 
 
@@ -114,22 +116,17 @@ def newest_record(run: RunFolder, name: str) -> JobRecord:
     return records[-1]
 
 
-def _read_record(fields: dict[str, Any]) -> JobRecord:
+def _read_record(fields: Any) -> JobRecord:
     """One record from the JSON of its line, in today's form or in the first one."""
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-    if "argv" in values:
-        values |= _read_argv(values["name"], values.pop("argv"))
-        return JobRecord(**values)
-    if values.get("request"):
-        values["request"] = request_from_dict(values["request"])
-    if values.get("schedule"):
-        values["schedule"] = Schedule(**values["schedule"] | {"folder": Path(values["schedule"]["folder"])})
-    return JobRecord(**values)
+    if not isinstance(fields, dict) or "argv" not in fields:
+        return build_dataclass(JobRecord, fields)
+    words = [str(word) for word in fields.pop("argv") or ()]
+    return dataclasses.replace(build_dataclass(JobRecord, fields), **_read_argv(fields["name"], words))
 
 
-def _read_argv(name: str, argv: Sequence[str]) -> dict[str, Any]:
+def _read_argv(name: str, words: Sequence[str]) -> dict[str, Any]:
     """The fields that stood in `argv` up to version 0.1: a command line, or a schedule's mode, minutes and folder."""
     if name != SCHEDULE_NAME:
-        return {"request": parse_request(argv)}
-    mode, minutes, folder = argv
+        return {"request": parse_request(words)}
+    mode, minutes, folder = words
     return {"schedule": Schedule(mode, int(minutes), Path(folder))}

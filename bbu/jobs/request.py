@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bbu.config.arguments import add_cluster_argument, add_config_arguments
 from bbu.config.flat import DirectConfig
@@ -138,9 +137,3 @@ def parse_request(argv: Sequence[str]) -> Request:
         return request_from_arguments(parser.parse_intermixed_args(argv))
     except SystemExit as error:  # argparse's way to refuse a command line
         raise ValueError(f"{' '.join(argv)!r} is no command line of bbu.submit") from error
-
-
-def request_from_dict(fields: Mapping[str, Any]) -> Request:
-    """The request that `dataclasses.asdict` and JSON made into `fields`."""
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-    return Request(**values)

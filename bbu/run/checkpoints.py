@@ -20,6 +20,7 @@ from typing import Any
 from bbu.errors import CheckpointError
 from bbu.run.files import sync_folder, write_atomic
 from bbu.run.folder import RunFolder, checkpoint_name
+from bbu.strict_json import JsonError, build_dataclass, read_json
 
 MANIFEST = "MANIFEST.json"
 SAVING, DELETING, CORRUPT = ".saving-", ".deleting-", ".corrupt-"
@@ -55,15 +56,14 @@ class Manifest:
     def load(cls, folder: Path) -> Manifest:
         """Read a checkpoint's manifest; raises CheckpointError if it is missing or damaged."""
         try:
-            body = json.loads((folder / MANIFEST).read_bytes())
-            if body.pop("sha256") != _digest_of(body):
-                raise ValueError("checksum")
-            files = {name: FileEntry(**entry) for name, entry in body.pop("files").items()}
-            return cls(files=files, **body)
+            body = read_json(folder / MANIFEST, CheckpointError, "use another checkpoint")
+            if body.pop("sha256", None) != _digest_of(body):
+                raise JsonError("its checksum differs")
+            return build_dataclass(cls, body)
         except OSError as error:
             raise CheckpointError(f"{folder}: no readable {MANIFEST} ({error.strerror}); not a checkpoint") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{folder}: {MANIFEST} is damaged; use another checkpoint") from error
+        except JsonError as error:
+            raise CheckpointError(f"{folder}: {MANIFEST} is damaged ({error}); use another checkpoint") from error
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Any
 from bbu.errors import CheckpointError
 from bbu.run.files import age_of, create_once
 from bbu.run.folder import RunFolder
+from bbu.strict_json import JsonError, build_dataclass, read_json
 
 _LONG_AGO = (0.0, 0.0)
 """Times of a file whose lease was given back: 1970, older than every timeout."""
@@ -190,10 +191,14 @@ def held_lease(run: RunFolder, owner: Owner, timeout_s: float, interval_s: float
 
 
 def _refuse_if_held(run: RunFolder, path: Path, owner: Owner, timeout_s: float) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.pop("released"):
+    advice = "remove it if no trainer runs there"
+    content = read_json(path, CheckpointError, advice)
+    if content.pop("released", False):
         return
-    holder, age = Owner(**content), age_of(path)
+    try:
+        holder, age = build_dataclass(Owner, content), age_of(path)
+    except JsonError as error:
+        raise CheckpointError(f"{path}: {error}; {advice}") from error
     if holder.is_succeeded_by(owner) or holder.is_dead_here() or age > timeout_s:
         return
     raise CheckpointError(

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bbu.errors import CheckpointError
 from bbu.run.files import age_of, create_once
 from bbu.run.lease import Lease, LeaseFiles
+from bbu.strict_json import read_json
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Ledger:
     def result(self, key: str) -> dict[str, Any] | None:
         """The published result, None where there is none yet."""
         try:
-            return json.loads(self._result_path(key).read_text(encoding="utf-8"))
+            return read_json(self._result_path(key), CheckpointError, "remove it to score again")
         except FileNotFoundError:
             return None
 
@@ -81,7 +83,7 @@ class Ledger:
         claims = (path for path in self._claims.iterdir() if path.suffix[1:].isdecimal())
         newest = {path.stem: path for path in sorted(claims, key=lambda path: int(path.suffix[1:]))}
         alive = [p for key, p in newest.items() if not self._result_path(key).exists() and self._is_alive(p)]
-        return [json.loads(path.read_text(encoding="utf-8")) for path in alive]
+        return [read_json(path, CheckpointError, "remove it if no eval runs") for path in alive]
 
     def _claim_files(self, key: str) -> LeaseFiles:
         lost = (

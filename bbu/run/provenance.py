@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from bbu.errors import CheckpointError
 from bbu.run.files import write_atomic
 from bbu.run.folder import RunFolder
+from bbu.strict_json import read_json
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _RECORDED_PACKAGES = (
@@ -61,8 +64,18 @@ def record_start(run: RunFolder, environ: Mapping[str, str], data_files: Iterabl
         job=job_facts(environ),
     )
     # Earlier starts stay as they are, whatever version wrote them.
-    starts = json.loads(run.provenance.read_text(encoding="utf-8"))["starts"] if run.provenance.exists() else []
+    starts = _earlier_starts(run)
     write_atomic(run.provenance, json.dumps({"starts": [*starts, asdict(start)]}, ensure_ascii=False, indent=1) + "\n")
+
+
+def _earlier_starts(run: RunFolder) -> list[Any]:
+    if not run.provenance.exists():
+        return []
+    advice = "move it away, the next start writes a new one"
+    starts = read_json(run.provenance, CheckpointError, advice).get("starts")
+    if not isinstance(starts, list):
+        raise CheckpointError(f"{run.provenance}: no list of starts; {advice}")
+    return starts
 
 
 def code_hash(package: Path = _PACKAGE) -> str:

@@ -12,9 +12,12 @@ from bbu.errors import CheckpointError
 from bbu.run.files import write_atomic
 from bbu.run.folder import RunFolder
 from bbu.run.provenance import SLURM_FACTS
+from bbu.strict_json import JsonError, build_dataclass, read_json
 
 _OMITTED = ("loss", "samples_per_second", "tokens_per_second")
 """Fields that the file has only once the trainer has logged them; the others are null where they are unknown."""
+
+_ADVICE = "remove it, the trainer writes it again at its next heartbeat"
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,15 @@ class RunStatus:
     @property
     def restart_count(self) -> int:
         """How many times Slurm has requeued the job."""
-        return int(self.job.get("SLURM_RESTART_COUNT") or 0)
+        count = self.job.get("SLURM_RESTART_COUNT", "")
+        return int(count) if count.isdecimal() and len(count) < 10 else 0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunStatus:
         """Take the known fields of a file's content; others, of another version, are ignored."""
         names = {item.name for item in fields(cls)} - {"job"}
         job = {name: data[name] for name in SLURM_FACTS if name in data}
-        return cls(**{name: data[name] for name in names & data.keys()}, job=job)
+        return build_dataclass(cls, {name: data[name] for name in names & data.keys()} | {"job": job})
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content. A number that is not finite, which JSON has no word for, becomes null."""
@@ -80,13 +84,11 @@ def write_status(run: RunFolder, status: RunStatus) -> None:
 def read_status(run: RunFolder) -> RunStatus:
     """Read `status.json`; an empty status where there is no file yet. Raises CheckpointError if it is damaged."""
     try:
-        return RunStatus.from_dict(json.loads(run.status.read_text(encoding="utf-8")))
+        return RunStatus.from_dict(read_json(run.status, CheckpointError, _ADVICE))
     except FileNotFoundError:
         return RunStatus()
-    except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{run.status}: not a JSON object; remove it, the trainer writes it again at its next heartbeat"
-        ) from error
+    except JsonError as error:
+        raise CheckpointError(f"{run.status}: {error}; {_ADVICE}") from error
 
 
 def _finite_or_none(value: Any) -> Any:

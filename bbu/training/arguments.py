@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -15,6 +13,7 @@ from bbu.config.flat import DirectConfig
 from bbu.config.read import CONFIG_DIR
 from bbu.errors import ConfigError
 from bbu.run.folder import RunFolder
+from bbu.strict_json import read_json
 
 
 def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArguments:
@@ -100,10 +99,7 @@ def _check_precision(config: DirectConfig) -> None:
 def _check_deepspeed(config: DirectConfig) -> None:
     """Refuse what DeepSpeed would do instead of what the run config says, and what would leave ranks waiting."""
     path = _find_deepspeed_file(config.infrastructure.deepspeed_config)
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}); correct it, or copy one of configs/deepspeed") from error
+    settings = read_json(path, ConfigError, "correct it, or copy one of configs/deepspeed")
     # DeepSpeed's own optimizer and schedule know one learning rate, and would ignore those of the five groups.
     if sections := [name for name in ("optimizer", "scheduler") if name in settings]:
         raise ConfigError(
