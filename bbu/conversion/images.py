@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+import simplejpeg
+from PIL import Image, ImageFile
 
 from bbu.conversion.plan import upright_size
 from bbu.conversion.vendor import Unusable
@@ -26,6 +28,10 @@ TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation → the turn that makes the picture upright."""
+_START_OF_SCAN, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE
+"""Second bytes of JPEG markers (ITU-T T.81, table B.1). Adobe's segment says how colours are coded."""
+_CAMERA_PADDING = 8
+"""Bytes between a picture and its end marker that some encoders leave; a picture that lost its place leaves more."""
 
 
 def read_frame(path: Path) -> tuple[tuple[int, int], int]:
@@ -49,18 +55,71 @@ def write_resized(source: Path, target: Path, plan: ResizePlan, orientation: int
         SHA-256, in hex, of the bytes written.
 
     Raises:
-        Unusable: the file does not decode to its end.
+        Unusable: the file does not decode to its end, or is damaged inside.
     """
     size = upright_size((plan.width, plan.height), orientation)  # a quarter turn is its own inverse here
+    jpeg = source.read_bytes()
     with _opened(source) as image:
+        # One block: Pillow's decoder of arithmetic coding cannot wait for a second one.
+        image.decodermaxblock = max(image.decodermaxblock, len(jpeg))
         # JPEG's own scaling to twice the target is most of the speed: 2.7 times plain Pillow at 12 megapixels, at
         # 48.5 dB against it. LANCZOS does the rest.
         image.draft("RGB", (2 * size[0], 2 * size[1]))
         resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    if damage := _find_damage(jpeg):
+        raise Unusable("damaged_image", damage)
     if orientation in TRANSPOSES:
         resized = resized.transpose(TRANSPOSES[orientation])
     resized.info = {}  # save() would carry a JPEG comment over
     return _publish(resized, target, quality)
+
+
+def _find_damage(jpeg: bytes) -> str | None:
+    """What a strict decoder reports of a JPEG's picture; None for a picture that is whole.
+
+    Pillow passes over the warnings of libjpeg, by which an overwritten part shows, and fills in grey. The decoding here
+    is at an eighth of the size and in the colours of the file: 36 ms at 12 megapixels.
+    """
+    tables, scans = _without_metadata(jpeg)
+    picture = tables + scans
+    try:
+        *_, colours, _ = simplejpeg.decode_jpeg_header(picture, strict=False)
+        # Grey serves for all others, and spares the work on colours.
+        space = {"CMYK": "CMYK", "YCCK": "CMYK", "RGB": "RGB"}.get(colours, "GRAY")
+        simplejpeg.decode_jpeg(picture, space, fastdct=True, fastupsample=True, min_factor=8)
+    except ValueError as error:
+        message = str(error)
+        return None if _is_harmless(message, scans) else message
+    return None
+
+
+def _without_metadata(jpeg: bytes) -> tuple[bytes, bytes]:
+    """The tables of a JPEG, and what begins with its first scan.
+
+    APPn and COM segments and stray bytes before the first scan are left out: the decoder warns of these too.
+    """
+    parts, at = [jpeg[:2]], jpeg.find(b"\xff", 2)
+    while 0 <= at < len(jpeg) - 4:
+        marker, end = jpeg[at + 1], at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker == _START_OF_SCAN:
+            break
+        if marker in (0x00, 0xFF):  # no marker, but a stray byte or filling
+            end = at + 1
+        elif not (0xE0 <= marker <= 0xEF and marker != _ADOBE) and marker != _COMMENT:
+            parts.append(jpeg[at:end])
+        at = jpeg.find(b"\xff", end)
+    return b"".join(parts), jpeg[max(at, 0) :]
+
+
+def _is_harmless(message: str, scans: bytes) -> bool:
+    """Whether a decoder's warning is about colours of unknown meaning, or about filling behind a whole picture."""
+    if "Adobe" in message:
+        return True
+    stray = re.search(r"(\d+) extraneous bytes before marker 0xd9", message)
+    if stray is None:
+        return False
+    count, end = int(stray[1]), scans.find(b"\xff\xd9")
+    return count <= _CAMERA_PADDING or not scans[end - count : end].strip(b"\x00\xff")
 
 
 def _publish(image: Image.Image, target: Path, quality: int) -> str:
@@ -75,7 +134,7 @@ def _publish(image: Image.Image, target: Path, quality: int) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """Open a JPEG, or the first picture of a phone's multi-picture file, which Pillow opens as a JPEG too."""
     try:
         with Image.open(path, formats=["JPEG"]) as image:

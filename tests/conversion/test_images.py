@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,63 @@ def test_first_picture_of_a_multi_picture_file_is_taken(tmp_path: Path) -> None:
     write_resized(tmp_path / "p.jpeg", tmp_path / "q.jpeg", smart_resize(280, 280, 784, 28224), 1, 95)
     with Image.open(tmp_path / "q.jpeg") as written:
         assert written.convert("RGB").getpixel((80, 80)) == pytest.approx((254, 0, 0), abs=2)
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "JPEG", **({"quality": 90} | options))
+    return data.getvalue()
+
+
+NOISE = Image.merge("RGB", [Image.effect_noise((640, 480), spread) for spread in (30, 60, 90)])
+WHOLE = jpeg(NOISE)
+END = b"\xff\xd9"
+
+
+def write(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "p.jpeg").write_bytes(data)
+    write_resized(tmp_path / "p.jpeg", tmp_path / "q.jpeg", smart_resize(640, 480, 784, 28224), 1, 95)
+
+
+@pytest.mark.parametrize(
+    "overwrite",
+    [
+        lambda block, rest: bytes(len(block)),
+        lambda block, rest: b"\xff" * len(block),
+        lambda block, rest: random.Random(0).randbytes(len(block)),
+        lambda block, rest: rest[: len(block)],
+    ],
+    ids=["zeros", "ones", "noise", "another part of the file"],
+)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+def test_picture_with_an_overwritten_block_is_rejected(tmp_path: Path, options: dict, overwrite: Callable) -> None:
+    data = jpeg(NOISE, **options)
+    at = len(data) // 2
+    block, rest = data[at : at + 4096], data[at + 4096 :]
+    with pytest.raises(Unusable) as caught:
+        write(tmp_path, data[:at] + overwrite(block, rest) + rest)
+    assert caught.value.reason in ("damaged_image", "undecodable_image") and not (tmp_path / "q.jpeg").exists()
+
+
+WHOLE_PICTURES = {
+    "progressive": jpeg(NOISE, progressive=True),
+    "full colour": jpeg(NOISE, subsampling=0),
+    "restart markers": jpeg(NOISE, restart_marker_blocks=3),
+    "CMYK": jpeg(NOISE.convert("CMYK")),
+    "grey": jpeg(NOISE.convert("L")),
+    "RGB": jpeg(NOISE, keep_rgb=True),
+    "coarse": jpeg(NOISE, quality=2),
+    "end marker in a comment": jpeg(NOISE, comment=b"x" + END),
+    "film behind": WHOLE + b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)),
+    "second picture behind": WHOLE + WHOLE,
+    "zeros before the end marker": WHOLE[:-2] + b"\x00" * 64 + END,
+    "filling before the end marker": WHOLE[:-2] + b"\xff" * 3 + END,
+    "stray byte in the header": WHOLE[:20] + b"\x00" + WHOLE[20:],
+    "unknown JFIF version": WHOLE.replace(b"JFIF\x00\x01", b"JFIF\x00\x07"),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE_PICTURES)
+def test_whole_picture_is_kept_whatever_stands_around_it(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, WHOLE_PICTURES[kind])
+    assert (tmp_path / "q.jpeg").is_file()
