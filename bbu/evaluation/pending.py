@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bbu.errors import CheckpointError
-from bbu.run.folder import HEAD_KEY, RunFolder
+from bbu.run.folder import RunFolder, read_head_spec
 from bbu.run.ledger import Ledger
 from bbu.schema import SOURCES, Source
-from bbu.strict_json import read_json
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 _KEY_LETTERS = 12
@@ -41,8 +40,7 @@ def result_folder(run: RunFolder, step: int, source: Source, key: str) -> Path:
 
 def sources_of(checkpoint: Path) -> tuple[Source, ...]:
     """The sources that a checkpoint can be scored by: one without a detection head has its answer alone."""
-    described = read_json(checkpoint / "config.json", CheckpointError, "use another checkpoint")
-    return SOURCES if described.get(HEAD_KEY) else SOURCES[:1]
+    return SOURCES if read_head_spec(checkpoint, CheckpointError) else SOURCES[:1]
 
 
 def unscored_steps(run: RunFolder) -> list[int]:

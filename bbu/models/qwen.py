@@ -6,8 +6,7 @@ Nothing is downloaded.
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,8 @@ from bbu.errors import ModelError
 from bbu.models.attention import VARLEN, register_varlen, use_windowed_attention
 from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
+from bbu.models.head_files import has_own_weights, load_head, load_spec, save_head, split_weights, weight_names
+from bbu.models.model_files import load_chat_template, write_config
 from bbu.run.folder import HEAD_KEY
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -146,13 +147,26 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
             word_mask=query.prompt_mask,
         )
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does, but under the stock architecture's name, so that other tools can serve it."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        path = Path(save_directory) / "config.json"
-        if kwargs.get("is_main_process", True):
-            config = json.loads(path.read_text(encoding="utf-8")) | {"architectures": [_ARCHITECTURE]}
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save a folder of the stock architecture that other tools load, with the head in a folder of its own.
+
+        Args:
+            save_directory: the model folder.
+            is_main_process: whether this process writes the files.
+            state_dict: all weights by name, where ZeRO-3 had to gather them; None takes this model's.
+            kwargs: further arguments of transformers' `save_pretrained`, such as `max_shard_size`.
+        """
+        weights, head = split_weights(self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, is_main_process, weights, **kwargs)
+        if is_main_process:
+            write_config(Path(save_directory), self.config, _ARCHITECTURE)
+            save_head(Path(save_directory), getattr(self.config, HEAD_KEY, None), head)
 
 
 def _build_head(config: Any) -> DetectionHead | None:
@@ -201,17 +215,19 @@ def load_model(
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot load the model ({_first_line(error)}); check the folder") from error
     model, report = loaded  # a pair because of output_loading_info
-    _check_complete(model, set(report["missing_keys"]), path)
+    _check_complete(_fill_head(model, set(report["missing_keys"]), path), path)
     if detection is not None:
         model.detach_memory = detection.detection_detach_memory
     return _prepare_for_training(model, config) if for_training else model
 
 
 def _with_head(config: Qwen2_5_VLConfig, detection: DetectionConfig | None, path: Path) -> Qwen2_5_VLConfig:
-    """Write the requested head into the folder's config; ModelError where the folder has one of another shape."""
+    """Write the requested head into the config in memory; ModelError where the folder has one of another shape."""
+    spec = load_spec(path)
+    saved = spec.as_dict() if spec else None
     if detection is None:
+        setattr(config, HEAD_KEY, saved)
         return config
-    saved = getattr(config, HEAD_KEY, None)
     requested = HeadSpec.from_config(detection).as_dict() if detection.detection_enabled else None
     if saved and requested and (differences := sorted(k for k in requested if saved.get(k) != requested[k])):
         raise ModelError(
@@ -221,26 +237,48 @@ def _with_head(config: Qwen2_5_VLConfig, detection: DetectionConfig | None, path
     return config
 
 
-def _check_complete(model: BBUModel, missing: set[str], path: Path) -> None:
-    """Initialise a head that the folder has no weights of; ModelError where any other parameter is missing."""
+def _fill_head(model: BBUModel, missing: set[str], path: Path) -> set[str]:
+    """Load the head from its own file, or initialise one where the folder has none.
+
+    Args:
+        model: the model with all weights that its main files hold.
+        missing: names of the parameters that they do not hold.
+        path: the model folder.
+
+    Returns:
+        The names that are still missing.
+    """
     head = model.detection_head
-    names_of_head = {f"detection_head.{name}" for name, _ in head.named_parameters()} if head else set()
-    if head is not None and names_of_head <= missing:
-        with gathered_parameters(list(head.parameters()), write=True):
+    names = weight_names(head) if head else set()
+    if head is None or (not has_own_weights(path) and not names <= missing):
+        return missing  # no head, or one of an older checkpoint, which is loaded by now
+    if not has_own_weights(path) and load_spec(path):
+        raise ModelError(f"{path}: its config.json describes a detection head whose weights are gone; copy it again")
+    with gathered_parameters(list(head.parameters()), write=True):
+        if has_own_weights(path):
+            load_head(head, path)
+        else:
             head.reset_parameters()
-        missing = missing - names_of_head
+    return missing - names
+
+
+def _check_complete(missing: set[str], path: Path) -> None:
+    """Raise ModelError where parameters are missing."""
     if missing:
         names = ", ".join(sorted(missing)[:3])
         raise ModelError(f"{path}: weights are incomplete, for example {names}; copy the model again")
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Load the folder's tokenizer; raises ModelError where it cannot be read."""
+    """Load the folder's tokenizer, with a chat template in any case; raises ModelError where it cannot be read."""
     path = check_folder(folder)
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot load the tokenizer ({_first_line(error)}); check the folder") from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = load_chat_template(path)
+    return tokenizer
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> int:

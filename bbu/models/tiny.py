@@ -18,6 +18,7 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForCondit
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.errors import run_entry
+from bbu.models.model_files import CHAT_TEMPLATE, make_readable, save_image_processor, save_tokenizer, write_config
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -72,8 +73,10 @@ def build_tiny_model(folder: str | Path, seed: int, corpus: Iterable[str] = CORP
     eos, pad = _id(tokenizer, "<|im_end|>"), _id(tokenizer, "<|endoftext|>")
     model.generation_config = GenerationConfig(eos_token_id=[eos, pad], pad_token_id=pad, do_sample=False)
     model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    Qwen2VLImageProcessorPil().save_pretrained(path)
+    write_config(path, config, type(model).__name__)
+    save_tokenizer(tokenizer, path)
+    save_image_processor(Qwen2VLImageProcessorPil(), path)
+    make_readable(path)
     return path
 
 
@@ -92,6 +95,7 @@ def build_tokenizer(corpus: Iterable[str]) -> Qwen2Tokenizer:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS],
+        chat_template=CHAT_TEMPLATE,
     )
 
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bbu.errors import CheckpointError
+from bbu.errors import BBUError, CheckpointError
+from bbu.strict_json import read_json
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 """A padded number (checkpoint-007) is no name of ours: `checkpoint_name(7)` would not find it."""
 RUN_CONFIG = "run_config.yaml"
 """The resolved run config inside a checkpoint."""
+HEAD_FOLDER = "detection_head"
+"""The folder with a model's detection head, inside the model's folder. Many loaders take every *.safetensors that lies
+beside config.json (vLLM, mlx-vlm), and refuse weights that the stock architecture lacks."""
+HEAD_CONFIG, HEAD_WEIGHTS = "config.json", "model.safetensors"
+"""The files in it: what the head is built from, and its weights."""
 HEAD_KEY = "bbu_detection_head"
-"""Where a model folder's config.json describes its detection head."""
+"""Where a model's config holds the description of its head in memory, and where config.json held it in checkpoints of
+version 0.2.0 before the head had files of its own."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -104,3 +112,25 @@ def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the subfolders that are named like a checkpoint, in ascending order."""
     steps = (checkpoint_step(path.name) for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
     return sorted(step for step in steps if step is not None)
+
+
+def read_head_spec(folder: Path, error: type[BBUError]) -> dict[str, Any] | None:
+    """Read what a model folder's detection head is built from.
+
+    Args:
+        folder: the model folder.
+        error: the typed error that a damaged folder raises.
+
+    Returns:
+        The description, of the head's own folder or of an older checkpoint's config.json; None without a head.
+
+    Raises:
+        error: a file is missing or damaged.
+    """
+    advice = "copy the folder again"
+    path = folder / HEAD_FOLDER / HEAD_CONFIG
+    if path.parent.is_dir() and not path.is_file():
+        raise error(f"{path}: no such file, although there is a folder for the detection head; {advice}")
+    if path.is_file():
+        return read_json(path, error, advice)
+    return read_json(folder / "config.json", error, advice).get(HEAD_KEY) or None

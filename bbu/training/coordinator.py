@@ -23,6 +23,7 @@ from bbu.data.dataset import BBUDataset, load_dataset
 from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, CheckpointError, ConfigError
 from bbu.logs import rank_of
 from bbu.models.attention import check_packing_is_safe
+from bbu.models.model_files import make_readable, save_image_processor, save_tokenizer
 from bbu.models.qwen import BBUModel, check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.run import provenance
 from bbu.run.checkpoints import Checkpoint, clean_leftovers, config_hash, newest
@@ -287,12 +288,10 @@ def _add_model_files(
     staged: Path, config: DirectConfig, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil
 ) -> None:
     """Make a checkpoint a complete model folder: tokenizer, image processor with our pixel limits, run config."""
-    tokenizer.save_pretrained(staged)
-    processor.size = {"shortest_edge": config.data.min_pixels, "longest_edge": config.data.max_pixels}
-    processor.save_pretrained(staged)
+    save_tokenizer(tokenizer, staged)
+    save_image_processor(processor, staged, config.data.min_pixels, config.data.max_pixels)
     (staged / RUN_CONFIG).write_text(_config_text(config), encoding="utf-8")
-    for weights in staged.glob("*.safetensors"):
-        weights.chmod(0o644)  # safetensors' own 0600 would hide them from the group
+    make_readable(staged)
 
 
 def _log_size(train: BBUDataset, model: torch.nn.Module) -> None:

@@ -35,8 +35,7 @@ def run(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def head_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    weights = load_file(checkpoint / "model.safetensors")
-    return {name: weight for name, weight in weights.items() if name.startswith("detection_head.")}
+    return load_file(checkpoint / "detection_head" / "model.safetensors")
 
 
 def test_a_frozen_head_keeps_every_bit_and_learns_afterwards(run: Path):
