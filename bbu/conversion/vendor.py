@@ -1,16 +1,16 @@
 """Reads a vendor's JSON, in both dialects, into typed photos, and rejects with a reason what it cannot read.
 
-Dialect A: `dataList` of items with two opposite corners and `properties`.
+Dialect A: `dataList` of items with two opposite corners, or all corners, and `properties`.
 Dialect B: `markResult.features`, GeoJSON-like, with `properties.content` (English) and `contentZh` (Chinese).
 """
 
 from __future__ import annotations
 
 import json
-import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 from bbu.schema import Box
 
@@ -18,6 +18,12 @@ _IMAGE_SUFFIXES = (".jpeg", ".jpg")
 LABEL_KEY_EN, LABEL_KEY_ZH = "label", "标签"
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 """Far above any real file: a photo has at most 26 objects. It keeps a wrong file from filling the memory."""
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+"""A number that a tool wrote as a text."""
+_LARGEST_NUMBER = 1e9
+"""Far above any coordinate; it keeps NaN and integers of hundreds of digits out of the arithmetic."""
+_CORNER_DISTANCE = 1.0
+"""Pixels by which the corners of one object may differ between its two annotations: one is rounded."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +111,11 @@ def read_photo(folder: Path, name: str) -> VendorPhoto:
         raise Unusable("missing_json", "the image has no JSON beside it")
     data = _load(path)
     width, height = _size(data)
-    dialect, items = _items(data)
-    read = _object_a if dialect == "A" else _object_b
-    objects: list[VendorObject] = []
-    rejects: list[Reject] = []
-    for index, item in enumerate(items):
-        try:
-            objects.append(read(index, item))
-        except Unusable as unusable:
-            rejects.append(Reject(name, unusable.reason, unusable.detail, index))
+    readings = [_read_items(name, dialect, items) for dialect, items in _annotations(data)]
+    dialect, objects, rejects = readings[0]
+    if len(readings) > 1 and not _agree(objects, readings[1][1]):
+        counts = " and ".join(f"{len(others)} objects in dialect {letter}" for letter, others, _ in readings)
+        raise Unusable("two_annotations", f"'dataList' and 'markResult' are both filled and differ: {counts}")
     return VendorPhoto(name, width, height, dialect, tuple(objects), tuple(rejects))
 
 
@@ -140,37 +142,63 @@ def _size(data: dict[str, Any]) -> tuple[int, int]:
 
 
 def _side(info: dict[str, Any], key: str) -> int:
-    side = info.get(key)
-    if not _is_number(side) or side <= 0 or side != int(side):
-        raise Unusable("missing_size", f"info.{key} must be a whole number of pixels, not {side!r}")
+    side = _number(info.get(key))
+    if side is None or side <= 0 or side != int(side):
+        raise Unusable("missing_size", f"info.{key} must be a whole number of pixels, not {str(info.get(key))[:80]!r}")
     return int(side)
 
 
-def _items(data: dict[str, Any]) -> tuple[str, list[Any]]:
-    if "dataList" in data:
-        dialect, items = "A", data["dataList"]
-    elif isinstance(data.get("markResult"), dict):
-        dialect, items = "B", data["markResult"].get("features")
-    else:
-        raise Unusable("unknown_dialect", "neither 'dataList' nor 'markResult' is there")
-    if not isinstance(items, list):
-        raise Unusable("unknown_dialect", f"dialect {dialect}: the annotations are not a list")
-    return dialect, items
+def _annotations(data: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    """(dialect, annotations) of those of the two lists that are filled; of an empty one where none is."""
+    mark = data.get("markResult")
+    lists = {"A": data.get("dataList"), "B": mark.get("features") if isinstance(mark, dict) else None}
+    chosen = [pair for pair in lists.items() if pair[1]] or [pair for pair in lists.items() if pair[1] == []][:1]
+    if not chosen:
+        raise Unusable("unknown_dialect", "neither 'dataList' nor 'markResult' holds a list of annotations")
+    for dialect, items in chosen:
+        if not isinstance(items, list):
+            raise Unusable("unknown_dialect", f"dialect {dialect}: the annotations are not a list")
+    return chosen
+
+
+def _read_items(name: str, dialect: str, items: list[Any]) -> tuple[str, list[VendorObject], list[Reject]]:
+    read = _object_a if dialect == "A" else _object_b
+    objects: list[VendorObject] = []
+    rejects: list[Reject] = []
+    for index, item in enumerate(items):
+        try:
+            objects.append(read(index, item))
+        except Unusable as unusable:
+            rejects.append(Reject(name, unusable.reason, unusable.detail, index))
+    return dialect, objects, rejects
+
+
+def _agree(first: list[VendorObject], second: list[VendorObject]) -> bool:
+    """Whether two lists name the same objects, in any order."""
+    pairs = zip(sorted(first, key=_box_of), sorted(second, key=_box_of), strict=False)
+    return len(first) == len(second) and all(_is_same(one, other) for one, other in pairs)
+
+
+def _box_of(item: VendorObject) -> Box:
+    return item.box
+
+
+def _is_same(first: VendorObject, second: VendorObject) -> bool:
+    texts = [(first.content, second.content, LABEL_KEY_EN), (first.content_zh, second.content_zh, LABEL_KEY_ZH)]
+    return all(abs(a - b) <= _CORNER_DISTANCE for a, b in zip(first.box, second.box, strict=True)) and all(
+        one[key] == other[key] for one, other, key in texts if key in one and key in other
+    )
 
 
 def _object_a(index: int, item: Any) -> VendorObject:
     item = _mapping(item)
     points = _points(item.get("coordinates"))
-    if len(points) != 2:
-        raise Unusable("bad_coordinates", f"{len(points)} points where two opposite corners belong")
     return _object(index, points, _mapping(item.get("properties")))
 
 
 def _object_b(index: int, item: Any) -> VendorObject:
     item = _mapping(item)
     points = _points(_mapping(item.get("geometry")).get("coordinates"))
-    if len(points) < 2:
-        raise Unusable("bad_coordinates", f"{len(points)} points do not span a box")
     return _object(index, points, _mapping(item.get("properties")))
 
 
@@ -203,20 +231,31 @@ def _text(value: Any) -> str:
 
 
 def _points(data: Any) -> list[tuple[float, float]]:
-    """Flat or once-nested list of [x, y]."""
+    """Flat or once-nested list of at least two [x, y]: the corners of a box or of a polygon."""
     if isinstance(data, list) and data and isinstance(data[0], list) and data[0] and isinstance(data[0][0], list):
         data = data[0]
-    if not isinstance(data, list) or not all(_is_point(p) for p in data):
+    points = [_point(p) for p in data] if isinstance(data, list) else [None]
+    if None in points:
         raise Unusable("bad_coordinates", f"{str(data)[:80]} is not a list of [x, y] numbers")
-    return [(float(p[0]), float(p[1])) for p in data]
+    if len(points) < 2:
+        raise Unusable("bad_coordinates", f"{len(points)} points do not span a box")
+    return [point for point in points if point]
 
 
-def _is_point(data: Any) -> bool:
-    return isinstance(data, list) and len(data) >= 2 and _is_number(data[0]) and _is_number(data[1])
+def _point(data: Any) -> tuple[float, float] | None:
+    if not isinstance(data, list) or len(data) < 2:
+        return None
+    x, y = _number(data[0]), _number(data[1])
+    return None if x is None or y is None else (x, y)
 
 
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any) -> float | None:
+    """A number, or a text that holds one; None for everything else."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST_NUMBER:
+        return None
+    return float(value)
 
 
 def _mapping(data: Any) -> dict[str, Any]:

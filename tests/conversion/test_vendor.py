@@ -54,10 +54,13 @@ def test_flat_properties_are_read_as_the_language_of_their_label_key(tmp_path: P
         ('{"info": {"width": NaN, "height": 5}, "dataList": []}', "non_finite_number"),
         ({"dataList": []}, "missing_size"),
         ({"info": {"width": 0, "height": 5}, "dataList": []}, "missing_size"),
-        ({"info": {"width": "9", "height": 5}, "dataList": []}, "missing_size"),
+        ({"info": {"width": "9 px", "height": 5}, "dataList": []}, "missing_size"),
+        ({"info": {"width": True, "height": 5}, "dataList": []}, "missing_size"),
+        ({"info": {"width": 9.5, "height": 5}, "dataList": []}, "missing_size"),
         ({"info": INFO}, "unknown_dialect"),
         ({"info": INFO, "dataList": {}}, "unknown_dialect"),
         ({"info": INFO, "markResult": {"type": "FeatureCollection"}}, "unknown_dialect"),
+        ({"info": INFO, "dataList": None, "markResult": []}, "unknown_dialect"),
     ],
 )
 def test_unusable_file_is_rejected_with_its_reason(tmp_path: Path, data: Any, reason: str) -> None:
@@ -66,11 +69,62 @@ def test_unusable_file_is_rejected_with_its_reason(tmp_path: Path, data: Any, re
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("bad", [None, [], [[1, 2]], [[1, "x"], [2, 3]], [[1, 1e999], [2, 3]], "1,2,3,4"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None, [], [[1, 2]], [[1, "x"], [2, 3]], [[1, "1,5"], [2, 3]], [[1, "nan"], [2, 3]], [[1, True], [2, 3]],
+        [[1, 1e999], [2, 3]], [[1, 10**20], [2, 3]], "1,2,3,4", [1, 2, 3, 4], [{"x": 1, "y": 2}, {"x": 3, "y": 4}],
+    ],
+)  # fmt: skip
 def test_bad_coordinates_reject_the_object_and_keep_the_photo(tmp_path: Path, bad: Any) -> None:
     text = json.dumps(dialect_b(bad)).replace("Infinity", "1e999")
     photo = read(tmp_path, text)
     assert [(r.index, r.reason) for r in photo.rejects] == [(0, "bad_coordinates")] and not photo.objects
+
+
+@pytest.mark.parametrize("corners", [[["1", " 2 "], ["30.0", "4e1"]], [[1, 2], [30, 2], [30, 40], [1, 40]]])
+def test_numbers_may_be_texts_and_dialect_a_may_name_all_corners(tmp_path: Path, corners: list) -> None:
+    info = {"width": "100", "height": "50"}
+    photo = read(tmp_path, {"info": info, "dataList": [{"coordinates": corners, "properties": LABEL}]})
+    assert (photo.width, photo.height) == (100, 50) and photo.objects[0].box == (1, 2, 30, 40)
+
+
+def in_both_dialects(box_a: list, box_b: list, label_b: str = "BBU品牌/华为") -> dict[str, Any]:
+    list_a = [{"coordinates": box, "properties": LABEL} for box in box_a]
+    features = [{"geometry": {"coordinates": box}, "properties": {"contentZh": {"标签": label_b}}} for box in box_b]
+    return {"info": INFO, "dataList": list_a, "markResult": {"features": features}}
+
+
+FIRST, SECOND = [[1, 2], [30, 40]], [[5, 6], [70, 40]]
+
+
+@pytest.mark.parametrize(
+    ("data", "dialect", "objects"),
+    [
+        (in_both_dialects([], [FIRST]), "B", 1),
+        (in_both_dialects([FIRST], []), "A", 1),
+        (in_both_dialects([], []), "A", 0),
+        ({"info": INFO, "dataList": None, "markResult": {"features": [], "type": None}}, "B", 0),
+        (in_both_dialects([FIRST, SECOND], [SECOND, [[1.4, 2.2], [30, 40]]]), "A", 2),
+    ],
+)
+def test_of_two_lists_the_filled_one_counts_and_two_that_agree_are_one(tmp_path, data, dialect, objects) -> None:
+    photo = read(tmp_path, data)
+    assert (photo.dialect, len(photo.objects)) == (dialect, objects)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        in_both_dialects([FIRST], [SECOND]),
+        in_both_dialects([FIRST], [FIRST, SECOND]),
+        in_both_dialects([FIRST], [FIRST], "BBU品牌/中兴"),
+    ],
+)
+def test_two_lists_that_differ_reject_the_photo(tmp_path: Path, data: Any) -> None:
+    with pytest.raises(Unusable) as caught:
+        read(tmp_path, data)
+    assert caught.value.reason == "two_annotations"
 
 
 def test_bad_object_keeps_its_neighbours(tmp_path: Path) -> None:
