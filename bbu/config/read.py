@@ -104,13 +104,14 @@ def load_config(name_or_path: str, *, overrides: Sequence[str] = (), use_new: bo
     """
     path = resolve_config_path(name_or_path)
     values, findings = _flatten(read_yaml(path), path, use_new)
-    return _checked_config(path, values, findings, overrides)
+    return _checked_config(path, values, findings, overrides, CROSS_RULES)
 
 
 def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> DirectConfig:
     """Load the config that a run or a checkpoint recorded, perhaps with an older version's keys.
 
     Retired keys are left out, and a key that is newer than the record gets the value that describes what the run did.
+    A rule across keys, which may be newer than the run, is applied only where an override sets one of its keys.
 
     Args:
         path: `config.yaml` of a run folder or `run_config.yaml` of a checkpoint.
@@ -121,13 +122,17 @@ def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> DirectCon
     """
     recorded = {key: value for key, value in read_yaml(path).items() if key not in RETIRED}
     values, findings = _flatten(VALUES_BEFORE | recorded, path, use_new=False)
-    return _checked_config(path, values, findings, overrides)
+    overridden = {text.partition("=")[0] for text in overrides}
+    rules = [rule for rule in CROSS_RULES if overridden & set(rule.keys)]
+    return _checked_config(path, values, findings, overrides, rules)
 
 
-def _checked_config(path: Path, values: dict[str, Any], findings: list[str], overrides: Sequence[str]) -> DirectConfig:
+def _checked_config(
+    path: Path, values: dict[str, Any], findings: list[str], overrides: Sequence[str], rules: Iterable[CrossRule]
+) -> DirectConfig:
     override_values, override_findings = _parse_overrides(overrides)
     values |= override_values
-    findings += _all_findings(TYPES, values, CROSS_RULES, lambda key: f" (section {OWNERS[key]})")
+    findings += _all_findings(TYPES, values, rules, lambda key: f" (section {OWNERS[key]})")
     if findings or override_findings:
         raise ConfigError(*(f"{path}: {text}" for text in findings), *override_findings)
     domains = {name: _build(cls, values) for name, cls in DOMAINS.items()}

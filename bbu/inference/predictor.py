@@ -30,6 +30,7 @@ from bbu.inference.parse import parse_answer
 from bbu.inference.scores import SCORE_SOURCE, ChosenLogProbabilities, object_scores
 from bbu.models.detection_head import DetectionOutput
 from bbu.models.qwen import DetectionQuery, load_image_processor, load_model, load_tokenizer, pad_token_id
+from bbu.models.torch_settings import prepare_torch
 from bbu.resize import smart_resize
 from bbu.run.folder import RUN_CONFIG
 from bbu.schema import SOURCES, BBUObject, Box, Source, View
@@ -281,6 +282,7 @@ class Qwen25VLInference(Predictor):
         if not path.is_file():
             raise CheckpointError(f"{checkpoint_dir}: no {RUN_CONFIG}; name a checkpoint-{{step}} folder of a run")
         config = self.config = load_recorded_config(path, overrides)
+        prepare_torch(config.model, config.infrastructure)
         super().__init__(
             checkpoint_dir,
             config.model,

@@ -196,9 +196,11 @@ class _PhotoPredictor:
     @cached_property
     def _predictor(self) -> Predictor:
         from bbu.inference.predictor import Predictor, best_device
+        from bbu.models.torch_settings import prepare_torch
 
         verify(self._folder)  # reads every byte, hence only where something is to be predicted
         config = self._config
+        prepare_torch(config.model, config.infrastructure)
         return Predictor(
             self._folder,
             config.model,

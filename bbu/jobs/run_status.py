@@ -96,7 +96,7 @@ class RunView:
     @property
     def state(self) -> str:
         """What the run does, in a few words: the trainer's phase, and its job's state where that adds something."""
-        phase, job = self.status.phase, self.training
+        phase, job = self.status.state, self.training
         if job is not None and job.text == _SILENT:
             return f"{phase or 'not begun'}, {_SILENT}"
         if job is None or not job.jobs:

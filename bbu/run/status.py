@@ -14,8 +14,8 @@ from bbu.run.folder import RunFolder
 from bbu.run.provenance import SLURM_FACTS
 from bbu.strict_json import JsonError, build_dataclass, read_json
 
-_OMITTED = ("loss", "samples_per_second", "tokens_per_second")
-"""Fields that the file has only once the trainer has logged them; the others are null where they are unknown."""
+_OMITTED = ("reason", "loss", "samples_per_second", "tokens_per_second")
+"""Fields that the file has only where they are known; the others are null where they are unknown."""
 
 _ADVICE = "remove it, the trainer writes it again at its next heartbeat"
 
@@ -25,7 +25,9 @@ class RunStatus:
     """The content of `status.json`; a field is None where the file lacks it, all of them where there is no file."""
 
     phase: str | None = None
-    """training, completed, preempted or failed"""
+    """training, completed, preempted, failed, or `failed to start`, which leaves the other fields as they were"""
+    reason: str | None = None
+    """why the run has failed, in one line"""
     step: int | None = None
     """optimizer steps done"""
     max_steps: int | None = None
@@ -52,6 +54,11 @@ class RunStatus:
     """tokens per second over all ranks, since the log line before the last"""
     job: Mapping[str, str] = field(default_factory=dict)
     """Slurm's variables of the job (`SLURM_FACTS`); in the file they stand beside the other fields"""
+
+    @property
+    def state(self) -> str | None:
+        """The phase, with the reason of a failure: `failed to start: no such model folder`."""
+        return f"{self.phase}: {self.reason}" if self.phase and self.reason else self.phase
 
     @property
     def job_id(self) -> str | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from bbu.config.domains import InfrastructureConfig
 from bbu.config.flat import DirectConfig
 from bbu.config.read import CONFIG_DIR
 from bbu.errors import ConfigError
@@ -99,18 +101,36 @@ def _check_precision(config: DirectConfig) -> None:
 def _check_deepspeed(config: DirectConfig) -> None:
     """Refuse what DeepSpeed would do instead of what the run config says, and what would leave ranks waiting."""
     path = _find_deepspeed_file(config.infrastructure.deepspeed_config)
-    settings = read_json(path, ConfigError, "correct it, or copy one of configs/deepspeed")
+    settings = _read_deepspeed_file(path)
     # DeepSpeed's own optimizer and schedule know one learning rate, and would ignore those of the five groups.
     if sections := [name for name in ("optimizer", "scheduler") if name in settings]:
         raise ConfigError(
             f"{path}: {' and '.join(sections)} would replace the learning rates of the run config; remove the section"
         )
-    if settings.get("zero_optimization", {}).get("stage") == 3 and config.model.logits_chunk_size:
+    if zero_stage(config.infrastructure) == 3 and config.model.logits_chunk_size:
         # All ranks gather a layer's weights together, so all must call each layer equally often.
         raise ConfigError(
             f"{config.source}: logits_chunk_size {config.model.logits_chunk_size} with ZeRO-3: ranks with longer "
             "answers would call the language head more often than others; set it to 0 or use ZeRO-2"
         )
+
+
+def zero_stage(infra: InfrastructureConfig) -> int:
+    """Read the stage of ZeRO, 0 to 3, from the DeepSpeed file.
+
+    Raises:
+        ConfigError: the file is missing, or names no stage.
+    """
+    path = _find_deepspeed_file(infra.deepspeed_config)
+    section = _read_deepspeed_file(path).get("zero_optimization", {})
+    stage = section.get("stage", 0) if isinstance(section, dict) else None
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization must name a stage, 0 to 3; copy one of configs/deepspeed")
+    return stage
+
+
+def _read_deepspeed_file(path: Path) -> dict[str, Any]:
+    return read_json(path, ConfigError, "correct it, or copy one of configs/deepspeed")
 
 
 def _find_deepspeed_file(name: str) -> Path:

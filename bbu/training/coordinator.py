@@ -16,7 +16,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bbu.config.domains import DataConfig, DetectionConfig
+from bbu.config.domains import DataConfig, DetectionConfig, InfrastructureConfig
 from bbu.config.flat import DirectConfig
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import BBUDataset, load_dataset
@@ -25,14 +25,16 @@ from bbu.logs import rank_of
 from bbu.models.attention import check_packing_is_safe
 from bbu.models.model_files import make_readable, save_image_processor, save_tokenizer
 from bbu.models.qwen import BBUModel, check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
+from bbu.models.torch_settings import prepare_torch
 from bbu.run import provenance
-from bbu.run.checkpoints import Checkpoint, clean_leftovers, config_hash, newest
+from bbu.run.checkpoints import Checkpoint, clean_leftovers, newest
 from bbu.run.files import write_atomic
 from bbu.run.folder import RUN_CONFIG, RunFolder
 from bbu.run.lease import Owner, held_lease
 from bbu.training.arguments import training_arguments
 from bbu.training.metrics import ProgressCallback, StatusCallback, TensorBoardCallback
 from bbu.training.preemption import StopFlag, stop_agreed
+from bbu.training.resume import Change, review_changes, summarise_changes
 from bbu.training.trainer import BBUTrainer, Publication
 
 logger = logging.getLogger(__name__)
@@ -64,17 +66,19 @@ class TrainingCoordinator:
         Raises:
             BBUError: the run cannot start, resume or continue.
         """
-        check_folder(self._config.model.model_path)  # before anything is written
-        run = self.run_folder.create()
-        with self._lease(run) as check_lease:
-            _limit_cpu_threads(self._config.infrastructure.cpu_threads)
+        config, run = self._config, self.run_folder.create()
+        status = StatusCallback(run, config.infrastructure, provenance.slurm_facts(self._environ))
+        with self._lease(run) as check_lease, self._failure_in_status(status):
+            check_folder(config.model.model_path)
+            prepare_torch(config.model, config.infrastructure)
             _select_deepspeed_accelerator()
-            arguments = training_arguments(self._config, run)
-            checkpoint = _broadcast_from_rank_0(self._open_run)
-            folder = checkpoint.path if checkpoint else Path(self._config.model.model_path)
-            trainer, status = self._build(folder, arguments, check_lease)
-            with _failure_in_status(trainer, status):
-                return self._train(trainer, status, checkpoint)
+            arguments = training_arguments(config, run)
+            checkpoint, changes = _broadcast_from_rank_0(self._open_run)
+            if checkpoint:
+                _check_world_size(checkpoint, config.infrastructure, arguments.world_size)
+            folder = checkpoint.path if checkpoint else Path(config.model.model_path)
+            trainer = self._build(folder, arguments, check_lease, status)
+            return self._train(trainer, status, checkpoint, changes)
 
     @contextlib.contextmanager
     def _lease(self, run: RunFolder) -> Iterator[Callable[[], None]]:
@@ -86,26 +90,40 @@ class TrainingCoordinator:
         with held_lease(run, Owner.of_this_process(self._environ), timeout, timeout / _HEARTBEATS) as lease:
             yield lease.check
 
-    def _open_run(self) -> Checkpoint | None:
-        """Tidy the folder, record this start, and find the checkpoint to resume from. Rank 0 only."""
-        clean_leftovers(self.run_folder)
-        write_atomic(self.run_folder.config, _config_text(self._config))
-        _record_start(self.run_folder, self._config, self._environ)
-        if self._config.training.resume == "never":
-            return None
-        checkpoint = newest(self.run_folder)
-        if checkpoint and checkpoint.manifest.config_hash != config_hash(self._config.as_flat()):
-            logger.warning("%s was saved under another config; resuming from it under this one", checkpoint.path)
-        return checkpoint
+    @contextlib.contextmanager
+    def _failure_in_status(self, status: StatusCallback) -> Iterator[None]:
+        """Write to status.json that the start, or the training, has failed, if the block ends in an error."""
+        try:
+            yield
+        except BaseException as error:
+            if self._rank == 0:
+                status.write_failure(str(error) or type(error).__name__)
+            raise
+
+    def _open_run(self) -> tuple[Checkpoint | None, list[Change]]:
+        """Tidy the folder, record this start, and find the checkpoint to resume from. Rank 0 only.
+
+        Returns:
+            The checkpoint, None where the run begins, and what has changed in the config since.
+        """
+        run, config = self.run_folder, self._config
+        clean_leftovers(run)
+        _record_start(run, config, self._environ)
+        if config.training.resume == "never" and (steps := run.steps()):
+            raise CheckpointError(
+                f"{run.root}: resume is never, but the folder has checkpoints up to step {steps[-1]}; set resume to "
+                "auto to continue from there, or begin under another run_name"
+            )
+        checkpoint = newest(run)
+        return checkpoint, review_changes(checkpoint, config) if checkpoint else []
 
     def _build(
-        self, folder: Path, arguments: TrainingArguments, check_lease: Callable[[], None]
-    ) -> tuple[BBUTrainer, StatusCallback]:
+        self, folder: Path, arguments: TrainingArguments, check_lease: Callable[[], None], status: StatusCallback
+    ) -> BBUTrainer:
         """Build the trainer on the model in `folder`: the checkpoint's when resuming, else the config's."""
         config = self._config
         tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
         train, validation = self._load_datasets(tokenizer, processor)
-        status = StatusCallback(self.run_folder, config.infrastructure, provenance.slurm_facts(self._environ))
         set_seed(config.training.seed)  # it decides the initial weights of a new detection head
         model = load_model(folder, config.model, config.detection)
         _check_attention(model, config)
@@ -126,7 +144,7 @@ class TrainingCoordinator:
             callbacks=self._callbacks(status),
         )
         _log_size(train, model)
-        return trainer, status
+        return trainer
 
     def _load_datasets(
         self, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil
@@ -148,22 +166,38 @@ class TrainingCoordinator:
         tensorboard = [TensorBoardCallback(self.run_folder)] if infra.tensorboard else []
         return [*tensorboard, ProgressCallback(infra.progress), status]
 
-    def _train(self, trainer: BBUTrainer, status: StatusCallback, checkpoint: Checkpoint | None) -> int:
+    def _train(
+        self, trainer: BBUTrainer, status: StatusCallback, checkpoint: Checkpoint | None, changes: list[Change]
+    ) -> int:
         """Train the steps that are left and return the exit code."""
-        step = checkpoint.manifest.step if checkpoint else 0
-        if step >= trainer.planned_steps():
-            logger.info("step %d of %d is published already: nothing left to train", step, trainer.planned_steps())
+        step, planned = checkpoint.manifest.step if checkpoint else 0, trainer.planned_steps()
+        if step >= planned:
+            self._report_nothing_left(step, planned)
             return 0
         if stop_agreed(self._stop):
             logger.warning("stop signal received before the first step: nothing to save")
+            status.write_stop_before_training(step, planned)
             return PREEMPTED_EXIT_CODE
+        if self._rank == 0:
+            write_atomic(self.run_folder.config, _config_text(self._config))
+            _report_start(self._config, checkpoint, changes)
         if checkpoint:
-            _check_world_size(checkpoint, trainer)
-            logger.info("resuming from %s", checkpoint.path)
             trainer.resume_from(checkpoint.path, step)
         else:
             trainer.train()
         return self._finish(trainer, status)
+
+    def _report_nothing_left(self, step: int, planned: int) -> None:
+        if self._rank != 0:
+            return
+        if not self.run_folder.config.exists():
+            write_atomic(self.run_folder.config, _config_text(self._config))
+        logger.info("step %d of %d is published already: nothing left to train", step, planned)
+        if step > planned:
+            logger.warning(
+                "max_steps or num_train_epochs now end the run at step %d, before its newest checkpoint, which is left "
+                "as it is; raise them to train on", planned,
+            )  # fmt: skip
 
     def _finish(self, trainer: BBUTrainer, status: StatusCallback) -> int:
         """Record how the training ended and return the exit code."""
@@ -204,16 +238,28 @@ def _check_head_fits(dataset: BBUDataset, detection: DetectionConfig) -> None:
         )
 
 
-def _check_world_size(checkpoint: Checkpoint, trainer: BBUTrainer) -> None:
+def _check_world_size(checkpoint: Checkpoint, infra: InfrastructureConfig, world_size: int) -> None:
     """Refuse what ZeRO cannot resume: its optimizer state is partitioned for a number of ranks."""
-    saved, now = checkpoint.manifest.world_size, trainer.args.world_size
-    if saved == now:
-        return
-    if trainer.is_deepspeed_enabled:
+    saved = checkpoint.manifest.world_size
+    if infra.deepspeed_enabled and saved != world_size:
         raise CheckpointError(
-            f"{checkpoint.path}: saved by {saved} ranks under DeepSpeed, cannot resume with {now}; use {saved} again"
+            f"{checkpoint.path}: saved by {saved} ranks under DeepSpeed, cannot resume with {world_size}; use {saved} "
+            "again, or begin a new run (another run_name) with model_path set to the checkpoint"
         )
-    logger.warning("saved by %d ranks, resuming with %d: the rest of this epoch holds other samples", saved, now)
+
+
+def _report_start(config: DirectConfig, checkpoint: Checkpoint | None, changes: list[Change]) -> None:
+    """Say how the run begins or resumes, and what a changed or doubtful setting means."""
+    if checkpoint:
+        logger.info("resuming from %s", checkpoint.path)
+    for is_warning, text in summarise_changes(changes):
+        logger.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
+    train, evaluation = config.data.train_prompt, config.data.eval_prompt
+    if train != evaluation:
+        logger.warning(
+            "train_prompt is %s but eval_prompt is %s: evals and the validation loss ask another question than the "
+            "model learns to answer", train, evaluation,
+        )  # fmt: skip
 
 
 def _check_attention(model: BBUModel, config: DirectConfig) -> None:
@@ -225,13 +271,6 @@ def _check_attention(model: BBUModel, config: DirectConfig) -> None:
         config.data.collator_type,
         autocast_dtype=torch.bfloat16 if config.training.bf16 else torch.float16 if config.training.fp16 else None,
     )
-
-
-def _limit_cpu_threads(threads: int) -> None:
-    """Set torch's threads on the CPU; 0 leaves torch's choice."""
-    if threads:
-        torch.set_num_threads(threads)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else accelerate chooses a number, and warns
 
 
 def _select_deepspeed_accelerator() -> None:
@@ -256,16 +295,6 @@ def _broadcast_from_rank_0(compute: Callable[[], T]) -> T:
     if result[1] is not None:
         raise result[1]
     return result[0]
-
-
-@contextlib.contextmanager
-def _failure_in_status(trainer: BBUTrainer, status: StatusCallback) -> Iterator[None]:
-    """Write the phase `failed` to status.json if the block ends in an error."""
-    try:
-        yield
-    except BaseException:
-        status.write(trainer.state, "failed")
-        raise
 
 
 def _config_text(config: DirectConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -17,14 +18,17 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bbu.config.domains import InfrastructureConfig
+from bbu.errors import CheckpointError
 from bbu.logs import format_duration
 from bbu.run.folder import RunFolder
-from bbu.run.status import RunStatus, write_status
+from bbu.run.status import RunStatus, read_status, write_status
 from bbu.training.flops import Work
 
 logger = logging.getLogger(__name__)
 _MIN_STALE_S, _STALE_INTERVALS = 60.0, 10
 """A heartbeat counts as stale after so many of its intervals, but not before a minute: a step may be long."""
+_REASON_LETTERS = 200
+"""Most letters of a failure's reason in status.json."""
 
 
 class Throughput:
@@ -164,8 +168,10 @@ class StatusCallback(TrainerCallback):
         self._pace, self._written = _Pace(), 0.0
         self._logs: dict[str, float] = {}
         self._checkpoint: int | None = None
+        self._state: TrainerState | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._state = state
         self._pace.begin(state)
         self._checkpoint = state.global_step or None
         self.write(state, "training")
@@ -183,7 +189,29 @@ class StatusCallback(TrainerCallback):
         self._checkpoint = state.global_step
         self.write(state, "training")
 
-    def write(self, state: TrainerState, phase: str) -> None:
+    def write_failure(self, reason: str) -> None:
+        """Write that the training or, before its first step, its start has failed. Rank 0 calls it."""
+        reason = reason.splitlines()[0][:_REASON_LETTERS]
+        if self._state is not None:
+            self.write(self._state, "failed", reason)
+        else:
+            self._replace_status(phase="failed to start", reason=reason)
+
+    def write_stop_before_training(self, step: int, max_steps: int) -> None:
+        """Write that a stop signal came before the first step of this start. Rank 0 alone writes."""
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            self._replace_status(phase="preempted", reason=None, step=step, max_steps=max_steps)
+
+    def _replace_status(self, **changes: Any) -> None:
+        """Change fields of the earlier start's status, where there is one that can be read."""
+        try:
+            before = read_status(self._run)
+        except CheckpointError:
+            before = RunStatus()
+        now = {"heartbeat": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "job": self._job}
+        self._write(dataclasses.replace(before, seconds_left=None, **now, **changes))
+
+    def write(self, state: TrainerState, phase: str, reason: str | None = None) -> None:
         """Write status.json with the phase training, completed, preempted or failed. Rank 0 alone writes."""
         if not state.is_world_process_zero:
             return
@@ -191,6 +219,7 @@ class StatusCallback(TrainerCallback):
         left = self._pace.seconds_left(state) if phase == "training" else None
         status = RunStatus(
             phase=phase,
+            reason=reason,
             step=state.global_step,
             max_steps=state.max_steps,
             epoch=state.epoch,
@@ -203,6 +232,9 @@ class StatusCallback(TrainerCallback):
             **self._logs,
             job=self._job,
         )
+        self._write(status)
+
+    def _write(self, status: RunStatus) -> None:
         try:
             write_status(self._run, status)
         except OSError as error:  # a heartbeat is not worth a run

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers import ProgressCallback as StockProgress
@@ -20,6 +21,7 @@ from bbu.config.flat import DirectConfig
 from bbu.data.dataset import BBUDataset
 from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
+from bbu.errors import CheckpointError
 from bbu.evaluation.pending import unscored_steps
 from bbu.models.qwen import gathered_parameters
 from bbu.run.checkpoints import Ranks, config_hash, publishing, rotate
@@ -33,6 +35,8 @@ from bbu.training.preemption import StopFlag, obey_parent_only, stop_agreed
 from bbu.training.stability import GradientGuard
 
 logger = logging.getLogger(__name__)
+_OPTIONS = ("lr", "initial_lr", "weight_decay", "betas", "eps", "fused", "foreach")
+"""Entries of an optimizer's group that the run config decides; others may be state."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ class BBUTrainer(Trainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = optimizer_class(self.parameters.optimizer_groups(), **options)
             self.optimizer.register_step_pre_hook(self.guard)
+            self.optimizer.register_load_state_dict_pre_hook(_with_present_options)
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Any]], device: torch.device) -> Any:
@@ -275,6 +280,28 @@ class BBUTrainer(Trainer):
             rotate(publication.run, self._config.training.save_total_limit, unscored_steps(publication.run))
         logger.info("checkpoint of step %d published", step)
 
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        position = super()._init_training_state(max_steps, *args, **kwargs)
+        # trainer_state.json has brought back how often the earlier start logged, evaluated and saved.
+        self.state.compute_steps(self.args, max_steps)
+        return position
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the states of optimizer and schedule, but no setting: those are the present config's."""
+        scheduler = self.lr_scheduler
+        assert isinstance(scheduler, LambdaLR)
+        rates = scheduler.base_lrs
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        scheduler.base_lrs = rates
+        for group, rate, schedule in zip(scheduler.optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = rate, rate * schedule(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+        zero = getattr(self.model_wrapped, "optimizer", None) if self.is_deepspeed_enabled else None
+        if zero is not None and hasattr(zero, "clip_grad"):  # ZeRO-1 and ZeRO-2 load the limit as well
+            zero.clip_grad = self.args.max_grad_norm
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Do nothing: the model was built from the checkpoint.
 
@@ -284,6 +311,25 @@ class BBUTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)
+
+
+def _with_present_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Keep the present options of the optimizer's groups while a saved state is loaded.
+
+    A `register_load_state_dict_pre_hook` hook. Raises CheckpointError where the state belongs to other groups.
+    """
+    saved, present = state["param_groups"], optimizer.param_groups
+    if _describe_groups(saved) != _describe_groups(present):
+        raise CheckpointError(
+            f"the optimizer's state belongs to other parameters ({_describe_groups(saved)}; here "
+            f"{_describe_groups(present)}); begin a new run (another run_name) with model_path set to the checkpoint"
+        )
+    options = [{name: group[name] for name in _OPTIONS if name in group} for group in present]
+    return {**state, "param_groups": [{**old, **new} for old, new in zip(saved, options, strict=True)]}
+
+
+def _describe_groups(groups: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{group.get('name')}: {len(group['params'])}" for group in groups)
 
 
 class _FreezeCallback(TrainerCallback):
