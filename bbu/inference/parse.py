@@ -2,7 +2,8 @@
 
 An answer is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "desc": "..."}`. It is decoded object by object with the
 standard library: of an answer cut anywhere, every complete object stays and the cut one is dropped. Only malformed
-text that the model itself ended (EOS) goes to `json_repair`, and its objects are flagged. Torch-free.
+text that the model itself ended (EOS) goes to `json_repair`, object by object, and its objects are flagged. The time is
+bounded for any text. Torch-free.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +29,13 @@ _Span = tuple[int, int] | None
 
 _START = re.compile(r"\[(?=\s*(?:[{\]]|$))|(?=\{)")
 _SPACE = re.compile(r"\s*")
+_BETWEEN_OBJECTS = re.compile(r"\}[\s,]*+(?=\{)")
+_MAX_REPAIRED = 8192
+"""Characters of malformed text that are repaired at most, about 100 objects."""
+_MAX_PIECE = 1024
+"""Longest object in characters that is repaired: json_repair's time grows with the square of the length, or faster."""
+_MAX_BRACES = 32
+"""Most opening braces of such an object: json_repair's time grows with the third power of their number."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +78,16 @@ def parse_answer(text: str, *, finished: bool, width: int | None = None, height:
     if start is None:
         return ParsedAnswer((), "unparsed" if finished else "truncated", {})
     decoded = _decode_list(text, start.end())
-    values = list(decoded.values)
-    if finished and not decoded.closed:
-        values += _repair(text[decoded.end :])
-    spans = decoded.spans + [None] * (len(values) - len(decoded.values))
+    tail = text[decoded.end :]
+    repaired, malformed = _repair(tail) if finished and not decoded.closed else ([], 0)
+    values, spans = decoded.values + repaired, decoded.spans + [None] * len(repaired)
     objects, object_spans, rejected = _select_usable(values, spans, width, height)
-    # Count what follows the last value if it was not repaired, and objects after the end of the list.
-    if not decoded.closed and text[decoded.end :].strip() and len(values) == len(decoded.values):
-        rejected["incomplete" if not finished else "malformed"] += 1
-    if decoded.closed and '"bbox_2d"' in text[decoded.end :]:
-        rejected["after_the_list"] += text.count('"bbox_2d"', decoded.end)
+    if malformed:
+        rejected["malformed"] += malformed
+    if not finished and not decoded.closed and tail.strip():
+        rejected["incomplete"] += 1
+    if decoded.closed and '"bbox_2d"' in tail:
+        rejected["after_the_list"] += tail.count('"bbox_2d"')
     return ParsedAnswer(objects, _status(decoded.closed, finished, bool(objects)), dict(rejected), object_spans)
 
 
@@ -92,7 +101,7 @@ def _status(closed: bool, finished: bool, any_objects: bool) -> ParseStatus:
 
 def _decode_list(text: str, position: int) -> _DecodedList:
     """Decode `value, value, ...` from `position` until `]`, the end of the text or the first defect."""
-    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_int=_parse_int)
     values: list[Any] = []
     spans: list[_Span] = []
     position = _skip_space(text, position)
@@ -114,6 +123,11 @@ def _decode_list(text: str, position: int) -> _DecodedList:
     return _DecodedList(values, spans, position, False)
 
 
+def _parse_int(digits: str) -> float:
+    """Make a number; infinity where Python would refuse, or take long, to make an integer of so many digits."""
+    return int(digits) if len(digits) <= 300 else math.inf
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
     """Make a JSON object, or None where a key is given twice: which of the two is meant cannot be known."""
     data = dict(pairs)
@@ -126,15 +140,43 @@ def _skip_space(text: str, position: int) -> int:
     return match.end()
 
 
-def _repair(tail: str) -> list[Any]:
-    """Recover values from malformed text; nothing where it holds no object."""
-    if "{" not in tail:
+def _repair(tail: str) -> tuple[list[Any], int]:
+    """Recover values from malformed text, object by object, so that a defect in one object cannot reach the next.
+
+    Returns:
+        The values, and the number of pieces that none was recovered from.
+    """
+    values: list[Any] = []
+    malformed = 0
+    for piece in _pieces(tail):
+        repaired = _repair_piece(piece)
+        values += repaired
+        malformed += not repaired
+    return values, malformed
+
+
+def _pieces(tail: str) -> Iterator[str]:
+    """Cut malformed text behind each object; what is beyond the bound is one more piece, too long to be repaired."""
+    start = 0
+    for match in _BETWEEN_OBJECTS.finditer(tail, 0, _MAX_REPAIRED):
+        yield tail[start : match.start() + 1]
+        start = match.end()
+    if tail[start:].strip():
+        yield tail[start:]
+
+
+def _repair_piece(piece: str) -> list[Any]:
+    if "{" not in piece or len(piece) > _MAX_PIECE or piece.count("{") > _MAX_BRACES:
         return []
     try:
-        repaired = json_repair.loads("[" + tail)
-    except (ValueError, RecursionError):
+        repaired = json_repair.loads("[" + piece)
+    # Whatever the library raises at text that it does not foresee (AssertionError, for one): this text is malformed.
+    except Exception:
         return []
-    return repaired if isinstance(repaired, list) else [repaired]
+    values = repaired if isinstance(repaired, list) else [repaired]
+    # With more keys than objects, the box of one object was joined with the description of another, or a description
+    # runs on into the next object.
+    return values if piece.count("bbox_2d") == piece.count("desc") == len(values) else []
 
 
 def _select_usable(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
@@ -12,6 +15,9 @@ from bbu.inference.parse import ParsedAnswer
 
 SCORE_SOURCE = "coordinate_probability"
 """What the scores of an answer are, as predictions name it."""
+_BOX = re.compile(r'"bbox_2d"\s*:\s*\[')
+"""The key of a box, wherever it stands in the object: a description before it may hold brackets too, but a quote in it
+is escaped."""
 
 
 class ChosenLogProbabilities(LogitsProcessor):
@@ -52,21 +58,26 @@ def object_scores(
         tokenizer: a byte-level BPE, as Qwen's.
     """
     ends = _token_ends(ids, tokenizer)
-    starts = [0, *ends[:-1]]
+    # Tokens are placed in bytes, spans in characters: the bytes before each character.
+    offsets = [0, *accumulate(len(character.encode()) for character in text)]
     answer_mean = _geometric_mean(log_probabilities[: len(ends)])
     scores = []
     for span in answer.spans:
         if span is None:
             scores.append(answer_mean)
             continue
-        # The coordinates lie between the brackets of the object's box; tokens are placed in bytes, the span in
-        # characters.
-        opening = text.index("[", span[0])
-        closing = text.index("]", opening)
-        first, last = (len(text[:position].encode()) for position in (opening + 1, closing))
-        inside = [p for p, a, b in zip(log_probabilities, starts, ends, strict=False) if a < last and b > first]
+        first, last = (offsets[position] for position in _coordinates(text, span[0]))
+        # The tokens that end behind the first coordinate's start and begin before the last one's end.
+        inside = log_probabilities[bisect_right(ends, first) : bisect_left(ends, last) + 1]
         scores.append(_geometric_mean(inside))
     return tuple(scores)
+
+
+def _coordinates(text: str, start: int) -> tuple[int, int]:
+    """Find the inside of the brackets of a box, in the text of an object that starts at `start`."""
+    match = _BOX.search(text, start)
+    opening = match.end() if match else text.index("[", start) + 1
+    return opening, text.index("]", opening)
 
 
 def _token_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

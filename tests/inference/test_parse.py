@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -110,7 +111,10 @@ def test_malformed_text_is_repaired_and_flagged_only_when_the_model_ended_it():
         ('{"bbox_2d": [1, 2, 3, Infinity], "desc": "a"}', "bad_box"),
         ('{"bbox_2d": [1, 2, 3, true], "desc": "a"}', "bad_box"),
         ('{"bbox_2d": [1, 2, 3, 1' + "0" * 400 + '], "desc": "a"}', "bad_box"),
+        ('{"bbox_2d": [1, 2, 3, ' + "4" * 5000 + '], "desc": "a"}', "bad_box"),
+        ('{"bbox_2d": [1, 2, 3, 1e999], "desc": "a"}', "bad_box"),
         ('{"bbox_2d": "1 2 3 4", "desc": "a"}', "bad_box"),
+        ('{"bbox_2d": [1, 2, 3, 4], "desc": "\\ud83d"}', "no_text"),
         ('{"desc": "a"}', "bad_box"),
         ('{"bbox_2d": [1, 2, 3, 4]}', "no_description"),
         ('{"bbox_2d": [1, 2, 3, 4], "desc": " "}', "no_description"),
@@ -134,7 +138,64 @@ def test_a_box_partly_outside_stays_as_written():
     assert answer.objects[0].bbox_2d == (90, 90, 120, 99)
 
 
-def test_endless_nesting_is_a_defect_not_a_crash():
-    text = '[{"bbox_2d": ' + "[" * 100_000
-    assert parse_answer(text, finished=False).status == "truncated"
-    assert parse_answer(text, finished=True).status == "unparsed"
+@pytest.mark.parametrize(
+    "text",
+    [
+        # The box of one object, the description of another.
+        '[{"bbox_2d": [1, 2, 3, 4], "desc": "a", 9{"bbox_2d": [5, 6, 7, 8], "desc": "b"}]',
+        '[{"bbox_2d": [1, 2, 3, 4], "desc": "abbox_2d": [5, 6, 7, 8], "desc": "b"}]',
+        # A description that runs on into the next object.
+        '[{"bbox_2d": [1, 2, 3, 4], "desc": "q \\"u" [5, 6, 7, 8], "desc" "b"}]',
+        # A box that the model ended in the middle.
+        '[{"bbox_2d": [1, 2, 3',
+    ],
+)
+def test_a_repair_never_joins_two_objects_or_completes_one(text: str):
+    answer = parse_answer(text, finished=True)
+    assert (answer.objects, answer.status) == ((), "unparsed") and sum(answer.rejected.values()) == 1
+
+
+def test_a_defect_in_one_object_does_not_reach_the_next():
+    text = '[{"bbox_2d": [1, 2, 3, 4], "desc": a"b"}, {"bbox_2d": [5, 6, 7, 8], "desc": "b"}]'
+    assert BBUObject((5, 6, 7, 8), "b") in parse_answer(text, finished=True).objects
+
+
+OBJECT = '{"bbox_2d": [1, 2, 3, 4], "desc": "a"}'
+HOSTILE = {
+    "opening brackets": "[" * 100_000,
+    "opening braces": "{" * 100_000,
+    "lists in a box": '[{"bbox_2d": ' + "[" * 100_000,
+    "closed lists in a box": '[{"bbox_2d": ' + "[" * 100_000 + "]" * 100_000 + "}]",
+    "objects in objects": '[{"a":' * 100_000,
+    "braces and quotes": '{"' * 100_000,
+    "brackets with spaces": "[ " * 100_000,
+    "quotes": '[{"' + '"' * 1_000_000,
+    "backslashes": '[{"' + "\\" * 1_000_000,
+    "escaped quotes": '[{"' + '\\"' * 500_000,
+    "digits": '[{"bbox_2d": [' + "9" * 1_000_000,
+    "letters": "[{" + "a" * 1_000_000,
+    "slashes": "[{" + "/" * 1_000_000,
+    "code fences": "[{" + "```json" * 100_000,
+    "spaces": "[{" + " " * 1_000_000 + "x",
+    "brace and spaces": "[" + "} " * 100_000 + "}" + " " * 1_000_000,
+    "keys": "[{" + '"a" ' * 200_000,
+    "cut objects": '[{"bbox_2d": [1, 2, 3, ' * 50_000,
+    "objects without an end": "[" + (OBJECT[:-1] + ",") * 10_000,
+    "objects without commas": "[" + OBJECT * 10_000,
+    "objects behind the list": "[" + OBJECT + "]" + OBJECT * 10_000,
+}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_the_time_for_any_text_is_bounded(text: str, finished: bool):
+    started = time.process_time()
+    answer = parse_answer(text, finished=finished)
+    assert time.process_time() - started < 1
+    assert {item.desc for item in answer.objects} <= {"a"}
+
+
+def test_of_a_long_malformed_answer_what_is_not_repaired_is_counted():
+    answer = parse_answer("[" + OBJECT * 10_000, finished=True)
+    assert answer.status == "repaired" and 50 < len(answer.objects) < 10_000
+    assert answer.rejected == {"malformed": 1}

@@ -39,6 +39,16 @@ def test_only_coordinate_tokens_of_the_object_count(tokenizer: PreTrainedTokeniz
     assert scores == pytest.approx((0.5, 1.0))
 
 
+def test_brackets_in_a_description_before_the_box_are_not_the_box(tokenizer: PreTrainedTokenizerBase):
+    text = '[{"desc": "a [b] \\"bbox_2d\\": [", "bbox_2d": [1, 2, 3, 4]}]'
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    inside = range(text.index("1, 2"), text.index("]}]"))
+    halves = [
+        math.log(0.5) if inside.start < end and end - 1 < inside.stop else 0.0 for end in _token_ends(ids, tokenizer)
+    ]
+    assert object_scores(parse_answer(text, finished=True), text, ids, halves, tokenizer) == pytest.approx((0.5,))
+
+
 def test_a_repaired_object_gets_the_mean_of_the_whole_answer(tokenizer: PreTrainedTokenizerBase):
     broken = '[{"bbox_2d": [1, 2, 3, 4], "desc": "a"}, {"bbox_2d": [5, 6, 7, 8] "desc": "b"}]'
     ids = tokenizer.encode(broken, add_special_tokens=False)
