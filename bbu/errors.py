@@ -5,19 +5,52 @@ An error message is one line for a person: what is wrong, where, and what to do 
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
+import io
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
 
 PREEMPTED_EXIT_CODE = 75
 """The state is saved on disk: requeue the job. 75 is EX_TEMPFAIL of sysexits.h; no other error has this code."""
 INTERRUPTED_EXIT_CODE = 130
 """As a shell reports a program that Ctrl-C ended: 128 + SIGINT."""
+BROKEN_PIPE_EXIT_CODE = 141
+"""As a shell reports a program whose reader has gone: 128 + SIGPIPE."""
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 """The signals that request a task to save its state and exit with PREEMPTED_EXIT_CODE."""
+
+_BASE_PACKAGES = ("yaml", "PIL", "simplejpeg", "numpy", "pycocotools", "submitit", "json_repair", "tabulate")
+"""What the project's base installs; all other packages come with its extra `train`."""
+_ESCAPE = "bbu-escape"
+"""Name of our error handler in `codecs`."""
+_MAKE_ROOM = "remove old runs, or choose another filesystem (output_root, data_root, TMPDIR)"
+_NO_RIGHT = "check its owner and mode, or choose another folder"
+_ADVICE = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: "choose a folder that can be written",
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "a part of this path is a file; check the name",
+    errno.EISDIR: "this is a folder; name a file",
+    errno.EEXIST: "it is in the way; remove it, or choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its links lead in a circle",
+    errno.EMFILE: "raise the limit (ulimit -n), or lower dataloader_num_workers",
+    errno.ENFILE: "this machine has too many open files in all; try again later",
+    errno.EAGAIN: "too many processes; raise the limit (ulimit -u)",
+    errno.ENOMEM: "request more memory for the job",
+    errno.ESTALE: "the file server has replaced it; repeat the command from a folder entered anew (cd)",
+    errno.EIO: "the disk or the file server fails; try again, then ask its administrators",
+}
+"""What to do about an error of the operating system."""
 
 
 class BBUError(Exception):
@@ -91,30 +124,167 @@ def exit_without_teardown(code: int) -> None:
     code of a run that is complete.
     """
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush_output()
     os._exit(code)
+
+
+def prepare_entry() -> None:
+    """Make what goes wrong before `run_entry`, such as a package that cannot be imported, one line too."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - the person may have another Python than the project asks for
+        sys.exit(f"error: Python 3.11 or newer is needed, this is {sys.version.split()[0]} ({sys.executable})")
+    sys.excepthook = _report_uncaught
 
 
 def run_entry(main: Callable[[], int | None], exit_process: Callable[[int], object] = sys.exit) -> None:
     """Run an entry point and end the process with its exit code.
 
-    A typed error, or a file that cannot be read or written, is reported in `error:` lines without a stack trace,
-    which would not help with a full disk.
+    A typed error, or one of the machine (`error_lines`), is reported in `error:` lines without a stack trace, which
+    would not help with a full disk. With log_level DEBUG the stack trace is logged.
 
     Args:
         main: returns the exit code; None is 0.
         exit_process: ends the process with a code.
     """
+    _make_output_encodable()
     try:
-        code = main()
-    except BBUError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        code = error.exit_code
+        code = _exit_code_of(main)
+        _flush_output()
+    except BrokenPipeError:  # the reader of our output has gone: `python -m bbu.status | head -1`
+        code = BROKEN_PIPE_EXIT_CODE
     except OSError as error:
-        if error.filename is None:  # not about a file: a defect of ours, whose stack trace is needed
-            raise
-        print(f"error: {error.filename}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        _print_errors(error_lines(error) or [])
         code = 1
-    exit_process(code or 0)
+    _discard_unwritable_output()
+    exit_process(code)
+
+
+def error_lines(error: BaseException) -> list[str] | None:
+    """Say in lines for a person what went wrong.
+
+    Returns:
+        The lines, for a typed error or one of the machine: a file, a missing package, memory. None for any other,
+        which is a defect of ours, whose stack trace is needed.
+    """
+    if isinstance(error, BBUError):
+        return str(error).splitlines()
+    if isinstance(error, KeyboardInterrupt):
+        return ["interrupted"]
+    if isinstance(error, OSError):
+        return [_describe_os_error(error)]
+    if isinstance(error, ImportError):
+        return [_describe_import_error(error)]
+    if isinstance(error, UnicodeEncodeError):
+        text = f"{error.encoding}, the encoding of this terminal or locale, cannot hold {error.object!r}"
+        return [f"{text}; export LC_ALL=C.UTF-8"]
+    if isinstance(error, MemoryError):
+        return ["out of memory; request more for the job, or lower convert_processes or dataloader_num_workers"]
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        advice = "lower max_total_length, per_device_train_batch_size or generation_batch_size"
+        return [f"{_one_line(error).partition('. ')[0]}; {advice}, or set gradient_checkpointing to true"]
+    return None
+
+
+def _exit_code_of(main: Callable[[], int | None]) -> int:
+    """Call `main` and return its exit code, with errors reported."""
+    try:
+        return main() or 0
+    except SystemExit as error:  # of argparse
+        if isinstance(error.code, str):
+            _print_errors([error.code])
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BrokenPipeError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        lines = error_lines(error)
+        if lines is None:
+            raise
+        logging.getLogger("bbu").debug("where the error arose", exc_info=error)
+        _print_errors(lines)
+        return INTERRUPTED_EXIT_CODE if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+
+
+def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report an error that nothing has handled (a `sys.excepthook`)."""
+    lines = error_lines(error)
+    if lines is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        _print_errors(lines)
+
+
+def _print_errors(lines: Sequence[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more: nothing is left to do
+        for line in lines:
+            print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def _describe_os_error(error: OSError) -> str:
+    """`PATH: no space left on device; what to do`. Without a path, the function that met the error is named."""
+    if error.errno is None:  # a library's, with a text of its own
+        return f"{type(error).__name__}: {_one_line(error)}"
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else _place(error)
+    advice = _ADVICE.get(error.errno, "")
+    return f"{where}: {(error.strerror or str(error)).lower()}" + (f"; {advice}" if advice else "")
+
+
+def _place(error: BaseException) -> str:
+    """The function of this project that met an error: `write_atomic in bbu/run/files.py`."""
+    code, trace = None, error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame.f_code
+        if os.sep + "bbu" + os.sep in frame.co_filename and frame.co_filename != __file__:
+            code = frame
+        trace = trace.tb_next
+    if code is None:
+        return "a file or connection"
+    return f"{code.co_name} in {code.co_filename[code.co_filename.rindex(os.sep + 'bbu' + os.sep) + 1 :]}"
+
+
+def _describe_import_error(error: ImportError) -> str:
+    name = (error.name or "").partition(".")[0]
+    if name == "bbu":
+        return f"{_one_line(error)}; this checkout is incomplete, or another one comes first in PYTHONPATH"
+    if isinstance(error, ModuleNotFoundError) and name:
+        extra = "" if name in _BASE_PACKAGES else "[train]"
+        return f"the Python package {name} is not installed in {sys.executable}; pip install -e '.{extra}'"
+    text = f"a Python package cannot be loaded: {_one_line(error)}"
+    return f"{text}; pip install -e '.[train]' in {sys.executable}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _make_output_encodable() -> None:
+    """Write characters that an output's encoding lacks as JSON's escapes, instead of failing at the first of them."""
+    codecs.register_error(_ESCAPE, _escape_for_json)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPE)
+
+
+def _escape_for_json(error: UnicodeError) -> tuple[str, int]:
+    """Write what cannot be encoded as `\\uXXXX` (an error handler of `codecs`)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end
+
+
+def _flush_output() -> None:
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the caller has closed it
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"the output ({stream.name})") from error
+
+
+def _discard_unwritable_output() -> None:
+    """Point an output that cannot be written at /dev/null: the interpreter would complain when it ends."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
