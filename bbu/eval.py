@@ -101,7 +101,7 @@ def _score_checkpoint(folder: Path, arguments: argparse.Namespace) -> None:
             print(f"{folder.name}: {source} is scored already, {score.metrics_file}")
         else:
             table = metrics_table(score.result.metrics)
-            print(f"\n{folder.name} on {config.data.val_file}, {source}\n\n{table}\n")
+            print(f"\n{folder.name} on {config.data.val_file}, {source}{score.mark}\n\n{table}\n")
             print(f"{score.metrics_file}\nrun folder: {folder.parent}")
 
 

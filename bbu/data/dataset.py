@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -27,7 +28,7 @@ from bbu.data.prompts import Prompt, get_prompt
 from bbu.data.types import Sample
 from bbu.errors import DataError
 from bbu.resize import ResizePlan
-from bbu.schema import BBUObject, Record, Role, View, read_records
+from bbu.schema import BBUObject, Record, Role, View, read_distinct_records, read_numbered_records
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +111,18 @@ class SampleBuilder:
 
     def _view_cost(self, name: str, view: View) -> SampleCost:
         if view not in self._costs:
-            plans = [self._images.plan(*self._size(name, view, i)) for i in range(len(view.images))]
+            plans = [self._plan(name, view, i) for i in range(len(view.images))]
             turn = self._turn("student", plans, format_answer(self._objects(name, view, plans[0])))
             tokens = len(self._chat.build(self._prompt.system, [turn]).ids) - self._system_tokens
             self._costs[view] = SampleCost(tokens, sum(math.prod(plan.grid) for plan in plans))
         return self._costs[view]
+
+    def _plan(self, name: str, view: View, index: int) -> ResizePlan:
+        size = self._size(name, view, index)
+        try:
+            return self._images.plan(*size)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
 
     def _turn(
         self, role: Role, plans: Sequence[ResizePlan], answer: str | None, instruction: str | None = None
@@ -261,7 +269,6 @@ def load_dataset(
     ratio = config.teacher_ratio if train else config.eval_teacher_ratio
     records = _read_split(config, train)
     pool = read_pool(config) if ratio > 0 and config.num_teacher_samples > 0 else []
-    _check_images(Path(config.data_root), [*(record for _, record in records), *map(Record, pool)])
     return BBUDataset(
         _fitting_records(records, builder, max_length, config.long_sample_policy),
         pool,
@@ -275,31 +282,40 @@ def load_dataset(
 
 def _read_split(config: DataConfig, train: bool) -> list[tuple[str, Record]]:
     """Read the records of a split, each with the name that messages call it by."""
-    path = Path(config.data_root) / (config.train_file if train else config.val_file)
+    root = Path(config.data_root)
+    path = root / (config.train_file if train else config.val_file)
     limit = config.max_examples if train else config.max_eval_examples
-    limited = islice(read_records(path), limit if limit >= 0 else None)
-    records = [(f"{path.name}[{i}] {r.student.images[0]}", r) for i, r in enumerate(limited)]
-    if train and not records:
-        raise DataError(f"{path}: no record to train on; convert again or raise max_examples")
-    return records
+    # A photo listed twice is trained on twice, which somebody may want; scores over it would count it twice.
+    numbered = read_numbered_records(path) if train else read_distinct_records(path, root)
+    records = list(islice(numbered, limit if limit >= 0 else None))
+    if not records:
+        advice = "raise max_examples" if train else "raise max_eval_examples, or set eval_strategy to no"
+        raise DataError(f"{path}: no record to {'train' if train else 'validate'} on; convert again or {advice}")
+    _check_images(root, path, records)
+    return [(f"{path.name}[{i}] {r.student.images[0]}", r) for i, (_, r) in enumerate(records)]
 
 
 def read_pool(config: DataConfig) -> list[View]:
-    """Read the pool of teachers."""
-    path = Path(config.data_root) / config.teacher_file
-    return [record.student for record in read_records(path)]
+    """Read the pool of teachers. Raises DataError for a damaged record and for a missing photo."""
+    root = Path(config.data_root)
+    path = root / config.teacher_file
+    records = list(read_numbered_records(path))
+    _check_images(root, path, records)
+    return [record.student for _, record in records]
 
 
-def _check_images(root: Path, records: Sequence[Record]) -> None:
+def _check_images(root: Path, path: Path, records: Sequence[tuple[int, Record]]) -> None:
     """Refuse missing images at start-up, where they would otherwise end the run hours later.
 
     Damaged images are not noticed here: to decode all of them would take too long.
     """
-    views = [view for record in records for view in (record.student, *(record.teachers or ()))]
-    missing = [path for view in views for path in view.images if not (root / path).is_file()]
+    views = [(n, view) for n, record in records for view in (record.student, *(record.teachers or ()))]
+    images = [(number, image) for number, view in views for image in view.images]
+    # os.path, because Path.is_file() raises OSError for a name that is too long.
+    missing = [f"{image} (line {number})" for number, image in images if not os.path.isfile(root / image)]
     if missing:
         raise DataError(
-            f"{root}: {len(missing)} images are missing, for example {', '.join(missing[:3])}; convert again or "
+            f"{path}: {len(missing)} images are missing, for example {', '.join(missing[:3])}; convert again or "
             "correct data_root"
         )
 

@@ -3,12 +3,16 @@
 Generated answers carry no scores, so the headline is precision, recall and F1 at IoU 0.5, 0.75 and the mean over
 0.5:0.95, with and without the class. Where a named source gave scores, COCO's AP and AR are added. Every image of
 the ground truth counts, whatever became of its prediction: a failed image is an image where all was missed.
+
+Over no true object there is no score, and a precision needs predictions: such values are NaN in arrays and None in
+results, never a perfect 1 or a 0.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from bbu.errors import DataError
-from bbu.evaluation.metrics import Headline
+from bbu.evaluation.metrics import Headline, defined_score
 from bbu.evaluation.predictions import Prediction
 from bbu.labels import LEVELS, LabelScheme, Level
 from bbu.schema import BBUObject, View
@@ -31,8 +35,8 @@ AGREEING_LEVELS: dict[str, tuple[Level, ...]] = {
 ClassOf = Callable[[str], Any]
 """Gives the class of a description. Boxes are matched within a class; classes can be compared and sorted."""
 
-_MORE_THAN_ANY_IMAGE = 10_000
-_AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+_COCO_LIMITS = (1, 10, 100)
+"""Most boxes of an image that COCO's AR1, AR10 and AR100 count; its AP counts as many as AR100."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,13 @@ class Counts:
 def pair_up(views: Sequence[View], predictions: Sequence[Prediction]) -> list[Pairing]:
     """Join ground truth and predictions by image path, in the order of the ground truth.
 
-    An image without prediction is kept with none. Raises DataError for an image predicted twice, predicted but
-    not in the ground truth, or predicted at another size (its boxes would live in other pixels).
+    An image without prediction is kept with none. Raises DataError for an image that is twice in the ground truth,
+    predicted twice, predicted but not in the ground truth, or predicted at another size (its boxes would live in
+    other pixels).
     """
+    listed = Counter(view.images[0] for view in views)
+    if repeated := [image for image, times in listed.items() if times > 1]:
+        raise DataError(f"{repeated[0]}: twice in the ground truth; remove one of the two records")
     by_image: dict[str, Prediction] = {}
     for prediction in predictions:
         if prediction.image in by_image:
@@ -146,10 +154,15 @@ def _all_areas(evaluator: COCOeval) -> list[Any]:
     return [e for e in evaluator.evalImgs if e is not None and list(e["aRng"]) == every]
 
 
+def most_boxes(pairs: Sequence[Pairing]) -> int:
+    """The most boxes of one image, true or predicted; at least 1."""
+    return max((len(boxes) for pair in pairs for boxes in (pair.truth, pair.predicted)), default=0) or 1
+
+
 def count_matches(pairs: Sequence[Pairing], class_of: ClassOf) -> Counts:
     """Count the matched, predicted and true boxes of each image; only boxes of the same class match."""
     matched = np.zeros((len(_IOU_THRESHOLDS), len(pairs)), dtype=np.int64)
-    for entry in _all_areas(_run_coco(pairs, class_of, [_MORE_THAN_ANY_IMAGE])):
+    for entry in _all_areas(_run_coco(pairs, class_of, [most_boxes(pairs)])):
         matched[:, entry["image_id"] - 1] += (entry["dtMatches"] > 0).sum(axis=1)
     predicted = np.array([len(p.predicted) for p in pairs], dtype=np.int64)
     return Counts(matched, predicted, np.array([len(p.truth) for p in pairs], dtype=np.int64))
@@ -160,7 +173,7 @@ def matched_pairs(pairs: Sequence[Pairing], iou: float = 0.5) -> list[tuple[str 
 
     A missed object has None as its second, a spurious prediction None as its first.
     """
-    evaluator = _run_coco(pairs, lambda description: "object", [_MORE_THAN_ANY_IMAGE])
+    evaluator = _run_coco(pairs, lambda description: "object", [most_boxes(pairs)])
     truth = [o.desc for p in pairs for o in p.truth]
     predicted = [o.desc for p in pairs for o in p.predicted]
     row = _threshold_index(iou)
@@ -183,19 +196,18 @@ def headline_scores(counts: Counts, iou: float) -> Headline:
     """Precision, recall and F1 over all images at one IoU threshold, one of _IOU_THRESHOLDS."""
     row = _threshold_index(iou)
     scores = f_scores(counts.matched[row].sum(), counts.predicted.sum(), counts.truth.sum())
-    return Headline(iou, *(float(value) for value in scores))
+    return Headline(iou, *(defined_score(value) for value in scores))
 
 
 def f_scores(matched: Any, predicted: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Precision, recall and F1 of counts of any common shape.
 
-    Nothing predicted where nothing is true is perfect (1); otherwise an empty denominator gives 0.
+    NaN where nothing is true, because then there is nothing to be right about; and for the precision of no prediction.
     """
     matched, predicted, truth = np.broadcast_arrays(*(np.asarray(a, dtype=float) for a in (matched, predicted, truth)))
-    empty = (predicted == 0) & (truth == 0)
 
     def ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
-        return np.where(empty, 1.0, over / np.where(under == 0, 1.0, under))
+        return np.where((truth == 0) | (under == 0), np.nan, over / np.where(under == 0, 1.0, under))
 
     return ratio(matched, predicted), ratio(matched, truth), ratio(2 * matched, predicted + truth)
 
@@ -203,36 +215,70 @@ def f_scores(matched: Any, predicted: Any, truth: Any) -> tuple[np.ndarray, np.n
 def summarise(counts: Counts, weights: np.ndarray | None = None) -> dict[str, Any]:
     """`{precision,recall,f1}@{0.50,0.75,0.50:0.95}` over all images (micro).
 
-    weights: [B, I] how often each image counts; then every value is [B]. F1@0.50:0.95 is the mean of ten F1.
+    weights: [B, I] how often each image counts; then every value is [B], with NaN where there is no score. F1@0.50:0.95
+    is the mean of ten F1.
     """
     w = np.ones((1, len(counts.truth)), dtype=np.int64) if weights is None else weights
     totals = (w @ counts.matched.T, (w @ counts.predicted)[:, None], (w @ counts.truth)[:, None])
     values: dict[str, Any] = {}
     for name, score in zip(("precision", "recall", "f1"), f_scores(*totals), strict=True):
         values |= {f"{name}@0.50": score[:, 0], f"{name}@0.75": score[:, 5], f"{name}@0.50:0.95": score.mean(1)}
-    return values if weights is not None else {k: float(v[0]) for k, v in values.items()}
+    return values if weights is not None else {k: defined_score(v[0]) for k, v in values.items()}
 
 
-def bootstrap(counts: Counts, *, resamples: int, seed: int, level: float = 0.95) -> dict[str, list[float]]:
+def bootstrap(counts: Counts, *, resamples: int, seed: int, level: float = 0.95) -> dict[str, list[float] | None]:
     """Percentile intervals [low, high] of every value of `summarise`, resampling images with replacement.
 
-    Images, not boxes, because boxes of one photo stand or fall together. No intervals for 0 resamples.
+    Images, not boxes, because boxes of one photo stand or fall together. No intervals for 0 resamples. Resamples over
+    which a value has no score do not count; where none has one, the interval is None.
     """
     if resamples == 0:
         return {}
     images = len(counts.truth)
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
     tails = [50 * (1 - level), 50 * (1 + level)]
-    return {k: [float(x) for x in np.percentile(v, tails)] for k, v in summarise(counts, weights).items()}
+    return {name: _interval(values, tails) for name, values in summarise(counts, weights).items()}
+
+
+def _interval(values: np.ndarray, tails: Sequence[float]) -> list[float] | None:
+    defined = values[~np.isnan(values)]
+    return [float(x) for x in np.percentile(defined, tails)] if len(defined) else None
 
 
 def average_precision(pairs: Sequence[Pairing], class_of: ClassOf) -> dict[str, float]:
-    """COCO's twelve numbers (`pycocotools.COCOeval.summarize`); -1 where there is no ground truth."""
-    evaluator = _run_coco(pairs, class_of, [1, 10, 100])
+    """COCO's twelve numbers (`pycocotools.COCOeval.summarize`); -1 where there is no ground truth.
+
+    All boxes count, also of an image with more than COCO's 100. Classes that the ground truth lacks do not count: see
+    `count_absent_classes`.
+    """
+    limits = [*_COCO_LIMITS, max(most_boxes(pairs), _COCO_LIMITS[-1])]
+    evaluator = _run_coco(pairs, class_of, limits)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.accumulate()
-        evaluator.summarize()
-    return {name: float(value) for name, value in zip(_AP_NAMES, evaluator.stats, strict=True)}
+    # Thresholds, recalls, classes, areas, limits; recall without the second. summarize() itself would look for the
+    # limit 100 and take its numbers from there.
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    values = {"AP": precision[:, :, :, 0, -1], "AP50": precision[0, :, :, 0, -1], "AP75": precision[5, :, :, 0, -1]}
+    values |= {f"AP{size}": precision[:, :, :, i, -1] for i, size in enumerate("sml", 1)}
+    values |= {f"AR{limit}": recall[:, :, 0, i] for i, limit in enumerate(_COCO_LIMITS)}
+    values |= {f"AR{size}": recall[:, :, i, -1] for i, size in enumerate("sml", 1)}
+    return {name: _mean_of_defined(entries) for name, entries in values.items()}
+
+
+def _mean_of_defined(entries: np.ndarray) -> float:
+    """The mean without the -1 that pycocotools writes for a class without ground truth; -1 where all are."""
+    defined = entries[entries > -1]
+    return float(defined.mean()) if defined.size else -1.0
+
+
+def count_absent_classes(pairs: Sequence[Pairing], class_of: ClassOf) -> Counter[Any]:
+    """Count the predictions of each class of which the ground truth has no object.
+
+    COCO averages over the classes of the ground truth, so that these predictions, all wrong, cost no average precision.
+    """
+    present = {class_of(item.desc) for pair in pairs for item in pair.truth}
+    predictions = Counter(class_of(item.desc) for pair in pairs for item in pair.predicted)
+    return Counter({name: count for name, count in predictions.items() if name not in present})
 
 
 def score_source(predictions: Sequence[Prediction]) -> str | None:

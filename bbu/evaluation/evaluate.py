@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from bbu.errors import DataError
 from bbu.evaluation.detection import (
     AGREEING_LEVELS,
+    ClassOf,
     Pairing,
     average_precision,
     bootstrap,
     class_by_levels,
+    count_absent_classes,
     count_matches,
     drop_uncertain,
     headline_scores,
     matched_pairs,
+    most_boxes,
     pair_up,
     score_source,
     summarise,
@@ -45,8 +49,7 @@ def evaluate_predictions(
     """Compute every metric of one dataset; an image of the ground truth without a prediction counts as missed.
 
     Args:
-        views: the ground truth.
-        predictions: one for each image, or none.
+        views, predictions: the ground truth, and a prediction for each of its images, or none.
         scheme: how descriptions are read.
         iou: overlap from which a box counts as found in the headline and in the scores of labels.
         resamples, seed: of the bootstrap; 0 resamples give no intervals.
@@ -59,24 +62,37 @@ def evaluate_predictions(
     if not views:
         raise DataError("nothing to evaluate: the ground truth has no image; check val_file")
     source = score_source(predictions)
-    pairs = pair_up(views, predictions if source else _without_scores(predictions))
+    pairs = pair_up(views, predictions if source else [replace(item, scores=()) for item in predictions])
     certain = [drop_uncertain(pair, min_score) for pair in pairs]
     class_of = {name: class_by_levels(scheme, levels) for name, levels in AGREEING_LEVELS.items()}
     counts = {name: count_matches(certain, classes) for name, classes in class_of.items()}
-    precisions = {n: average_precision(pairs, class_of[n]) for n in _AP_MODES if source}
     return Metrics(
         headline=headline_scores(counts["class_aware"], iou),
         detection={name: summarise(c) for name, c in counts.items()},
         intervals={n: bootstrap(c, resamples=resamples, seed=seed, level=level) for n, c in counts.items()},
         interval_level=level,
-        average_precision={"score_source": source, **precisions} if source else None,
+        average_precision=_average_precisions(source, pairs, class_of) if source else None,
         images=_count_images(views, predictions, certain),
         labels=score_labels(matched_pairs(certain, iou), scheme),
+        absent_classes=_absent_classes(pairs, certain, class_of["class_aware"]),
     )
 
 
-def _without_scores(predictions: Sequence[Prediction]) -> list[Prediction]:
-    return [replace(prediction, scores=()) for prediction in predictions]
+def _average_precisions(source: str, pairs: Sequence[Pairing], class_of: Mapping[str, ClassOf]) -> dict[str, Any]:
+    """COCO's numbers in each of _AP_MODES; None where COCO has -1, because there is no ground truth."""
+    modes = {mode: average_precision(pairs, class_of[mode]) for mode in _AP_MODES}
+    scores = {mode: {k: v if v >= 0 else None for k, v in values.items()} for mode, values in modes.items()}
+    return {"score_source": source, "max_detections": most_boxes(pairs), **scores}
+
+
+def _absent_classes(
+    pairs: Sequence[Pairing], certain: Sequence[Pairing], class_of: ClassOf
+) -> dict[str, dict[str, int]]:
+    scored, predicted = count_absent_classes(pairs, class_of), count_absent_classes(certain, class_of)
+    return {
+        "/".join(filter(None, texts)): {"predicted": predicted[texts], "scored": count}
+        for texts, count in scored.most_common()
+    }
 
 
 def _count_images(views: Sequence[View], predictions: Sequence[Prediction], certain: Sequence[Pairing]) -> ImageCounts:

@@ -6,7 +6,7 @@ Torch-free: the caller passes the function that predicts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Evaluation:
     """how descriptions are read"""
     min_score: float
     """predictions with a lower score count for average precision alone"""
+    prediction_limit: int | None = None
+    """most objects that the source reports for a photo; None where it has no limit"""
 
 
 def run_evaluation(
@@ -81,7 +83,7 @@ def run_evaluation(
 
 
 def _compute_metrics(work: Evaluation, training: TrainingConfig, predictions: Sequence[Prediction]) -> Metrics:
-    return evaluate_predictions(
+    metrics = evaluate_predictions(
         work.views,
         predictions,
         work.scheme,
@@ -90,6 +92,9 @@ def _compute_metrics(work: Evaluation, training: TrainingConfig, predictions: Se
         level=training.eval_bootstrap_confidence,
         min_score=work.min_score,
     )
+    limit = work.prediction_limit
+    over_limit = 0 if limit is None else sum(len(view.objects) > limit for view in work.views)
+    return replace(metrics, prediction_limit=limit, over_limit=over_limit)
 
 
 def _complete_predictions(work: Evaluation, predict: Predict) -> list[Prediction]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bbu.evaluation.detection import f_scores
+from bbu.evaluation.metrics import defined_score
 from bbu.labels import LEVELS, Label, LabelScheme, Level
 
 _MISSED, _SPURIOUS, _ABSENT = "(missed)", "(spurious)", "(absent)"
@@ -24,7 +25,8 @@ def score_labels(matches: Sequence[tuple[str | None, str | None]], scheme: Label
     Returns:
         For each level `accuracy` over matched objects whose truth has the level (None when there are none),
         `support` (that number), `confusion` as {true: {predicted: count}}, and `per_class` with `support` (all
-        true objects of the class, missed ones too), `predicted`, `correct`, `precision`, `recall`, `f1`.
+        true objects of the class, missed ones too), `predicted`, `correct`, `precision`, `recall`, `f1`; these three
+        are None for a class without true objects, and the precision of one that is never predicted.
     """
 
     def parse(description: str | None) -> Label | None:
@@ -60,7 +62,7 @@ def _nested(cells: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
     return dict(rows)
 
 
-def _per_class(cells: Counter[tuple[str, str]]) -> dict[str, dict[str, float]]:
+def _per_class(cells: Counter[tuple[str, str]]) -> dict[str, dict[str, float | None]]:
     true, said = Counter[str](), Counter[str]()
     for (t, s), count in cells.items():
         true[t] += count
@@ -69,7 +71,7 @@ def _per_class(cells: Counter[tuple[str, str]]) -> dict[str, dict[str, float]]:
     return {name: _class_row(cells[name, name], said[name], true[name]) for name in names}
 
 
-def _class_row(correct: int, predicted: int, support: int) -> dict[str, float]:
-    precision, recall, f1 = (float(v) for v in f_scores(correct, predicted, support))
-    counts = {"support": support, "predicted": predicted, "correct": correct}
+def _class_row(correct: int, predicted: int, support: int) -> dict[str, float | None]:
+    precision, recall, f1 = (defined_score(value) for value in f_scores(correct, predicted, support))
+    counts: dict[str, float | None] = {"support": support, "predicted": predicted, "correct": correct}
     return counts | {"precision": precision, "recall": recall, "f1": f1}

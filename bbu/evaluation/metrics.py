@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,14 @@ from bbu.labels import Level
 from bbu.run.files import write_atomic
 from bbu.schema import Source
 
-_RECORDED_ONLY = ("code_sha256", "image_sha256")
-"""Facts that no score depends on: the whole code and the whole image change with every commit, whatever it touches."""
+_RECORDED_ONLY = ("code_sha256", "image_sha256", "val_file")
+"""Facts that no score depends on: the whole code and the whole image change with every commit, whatever it touches, and
+a file's name may change while its content stays."""
+
+
+def defined_score(value: Any) -> float | None:
+    """A score as a result states it: None for NaN, which JSON has no word for."""
+    return None if math.isnan(value) else float(value)
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,12 @@ class Headline:
 
     iou: float
     """overlap from which a box counts as found"""
-    precision: float
-    """share of the predicted objects that are right"""
-    recall: float
-    """share of the true objects that were found"""
-    f1: float
-    """harmonic mean of precision and recall"""
+    precision: float | None
+    """share of the predicted objects that are right; None without true or without predicted objects"""
+    recall: float | None
+    """share of the true objects that were found; None without true objects"""
+    f1: float | None
+    """harmonic mean of precision and recall; None without true objects"""
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,26 @@ class Metrics:
 
     headline: Headline
     """the scores that runs are compared by"""
-    detection: Mapping[str, Mapping[str, float]]
+    detection: Mapping[str, Mapping[str, float | None]]
     """for each way to compare labels (`detection.AGREEING_LEVELS`), the values of `detection.summarise`"""
-    intervals: Mapping[str, Mapping[str, Sequence[float]]]
+    intervals: Mapping[str, Mapping[str, Sequence[float] | None]]
     """[low, high] of the same values by the bootstrap; empty without resamples"""
     interval_level: float
     """confidence of the intervals, 0 to 1"""
     average_precision: Mapping[str, Any] | None
-    """COCO's AP and AR, and `score_source`; None for predictions without scores"""
+    """COCO's AP and AR, `score_source`, and `max_detections`, the most boxes of an image that AP counts; None for
+    predictions without scores"""
     images: ImageCounts
     """what became of the images"""
     labels: Mapping[Level, Mapping[str, Any]]
     """the scores of each level of a label (`labels.score_labels`)"""
+    absent_classes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """for each predicted class that the ground truth lacks: `predicted` objects that count for precision, and `scored`
+    ones, whatever their score, that class-aware average precision leaves out"""
+    prediction_limit: int | None = None
+    """most objects that the source reports for an image; None where it has no limit, and in older files"""
+    over_limit: int = 0
+    """images with more true objects than that"""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Metrics:
@@ -106,6 +121,8 @@ class ScoreFacts:
     """hash of the code that a score depends on, without comments and docstrings"""
     packages: Mapping[str, str | None] | None = None
     """versions of the Python packages that a score depends on"""
+    val_file: str | None = None
+    """name of the file with the ground truth; not part of the key"""
 
     def key(self) -> str:
         """The name of this evaluation: SHA-256 in hex over everything that the result depends on.

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from bbu.errors import DataError
 from bbu.schema import BBUObject
+from bbu.strict_json import JsonError, build_dataclass, parse_json
 
 _STATUSES = ("ok", "repaired", "truncated", "unparsed", "failed")
+_FACTS = ("image", "status", "score_source", "width", "height", "rejected")
+"""Fields of a line beside its objects."""
+_MAX_COORDINATE = 1e9
+"""As answers are bounded by `bbu.inference.parse`."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,16 @@ class Prediction:
     """of the resized image, in pixels"""
     height: int | None = None
     """of the resized image, in pixels"""
-    rejected: dict[str, int] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
     """parts of the answer that were rejected: how many for which reason"""
 
 
 def read_predictions(path: Path) -> list[Prediction]:
     """Read a predictions JSONL file; raises DataError naming file and line."""
-    try:
-        # Not splitlines(): a generated text may hold U+2028 and its like, which are no ends of a JSON line.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run the predictions again") from error
+    if not path.is_file():  # opening a FIFO would wait for its writer
+        raise DataError(f"{path}: cannot be read: no plain file; run the predictions again")
+    # Not splitlines(): a generated text may hold U+2028 and its like, which are no ends of a JSON line.
+    lines = path.read_bytes().split(b"\n")
     return [_prediction(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -62,7 +65,7 @@ def _dump_prediction(prediction: Prediction) -> str:
         {"bbox_2d": list(item.bbox_2d), "desc": item.desc} | ({} if score is None else {"score": score})
         for item, score in zip(prediction.objects, scores, strict=True)
     ]
-    facts = {k: getattr(prediction, k) for k in ("image", "status", "score_source", "width", "height", "rejected")}
+    facts = {name: getattr(prediction, name) for name in _FACTS}
     return json.dumps(facts | {"objects": objects}, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -75,41 +78,45 @@ def drop_cut_line(path: Path) -> None:
             file.truncate(size_of_lines)
 
 
-def _prediction(line: str, where: str) -> Prediction:
+def _prediction(line: bytes, where: str) -> Prediction:
     try:
-        data: dict[str, Any] = json.loads(line)
-        objects = tuple(BBUObject(_box(o["bbox_2d"]), str(o["desc"])) for o in data["objects"])
-        return Prediction(
-            image=data["image"],
-            objects=objects,
-            scores=tuple(_score(o.get("score")) for o in data["objects"]),
-            status=_status(data.get("status", "ok")),
-            score_source=data.get("score_source"),
-            width=data.get("width"),
-            height=data.get("height"),
-            rejected=dict(data.get("rejected") or {}),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"{where}: no prediction record ({error!r}); predict this image again") from error
+        return _prediction_of(parse_json(line))
+    except JsonError as error:
+        advice = "remove the line, and its image is predicted again"
+        raise DataError(f"{where}: no prediction record ({error}); {advice}") from error
+
+
+def _prediction_of(data: Any) -> Prediction:
+    """The prediction in a parsed line. Raises JsonError where it holds none."""
+    if not isinstance(data, dict) or not isinstance(data.get("objects"), list):
+        raise JsonError("no object with a list of objects")
+    objects = [_scored_object(item) for item in data["objects"]]
+    facts = {name: data[name] for name in _FACTS if data.get(name) is not None}
+    prediction = build_dataclass(Prediction, facts | {"objects": []})
+    if prediction.status not in _STATUSES:
+        raise JsonError(f"status {prediction.status!r} is none of {', '.join(_STATUSES)}")
+    items, scores = tuple(item for item, _ in objects), tuple(score for _, score in objects)
+    return replace(prediction, objects=items, scores=scores)
+
+
+def _scored_object(data: Any) -> tuple[BBUObject, float | None]:
+    if not isinstance(data, dict) or not isinstance(data.get("desc"), str):
+        raise JsonError("an object lacks its 'bbox_2d' or a text 'desc'")
+    score = data.get("score")
+    if score is not None and not _is_number(score):
+        raise JsonError(f"score {score!r} is no number")
+    return BBUObject(_box(data.get("bbox_2d")), data["desc"]), score
 
 
 def _box(numbers: Any) -> tuple[float, float, float, float]:
-    if not isinstance(numbers, list) or len(numbers) != 4:
-        raise ValueError(f"box {numbers!r} is not four numbers")
-    x1, y1, x2, y2 = (float(n) for n in numbers)
-    # Written so that NaN fails too: pycocotools would score such boxes without a word.
-    if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):
-        raise ValueError(f"box {numbers!r} is empty, inverted or not finite")
+    if not isinstance(numbers, list) or len(numbers) != 4 or not all(map(_is_number, numbers)):
+        raise JsonError(f"box {numbers!r} is not four numbers")
+    x1, y1, x2, y2 = (float(number) for number in numbers)
+    # pycocotools would score an inverted box without a word, and overflow with a huge one.
+    if not (x1 < x2 and y1 < y2 and all(abs(side) < _MAX_COORDINATE for side in (x1, y1, x2, y2))):
+        raise JsonError(f"box {numbers!r} is empty, inverted or not in an image")
     return x1, y1, x2, y2
 
 
-def _score(score: Any) -> float | None:
-    if score is not None and not math.isfinite(score):
-        raise ValueError(f"score {score!r} is not finite")
-    return score
-
-
-def _status(status: str) -> str:
-    if status not in _STATUSES:
-        raise ValueError(f"status {status!r} is none of {', '.join(_STATUSES)}")
-    return status
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

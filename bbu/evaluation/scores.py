@@ -1,15 +1,27 @@
-"""The headline scores a run has so far, for whoever looks at many runs."""
+"""The headline scores a run has so far, for whoever looks at many runs.
+
+Scores that differ from the run's own in their validation file or settings say so, and are neither the headline nor the
+best of a run that has scores of its own.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from bbu.errors import CheckpointError
+from bbu.evaluation.metrics import Headline
 from bbu.evaluation.pending import metrics_files
+from bbu.evaluation.report import score_text
+from bbu.evaluation.run_settings import RunSettings
 from bbu.run.folder import RunFolder, checkpoint_steps
 from bbu.schema import SOURCES, Source
+from bbu.strict_json import JsonError, build_dataclass, read_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,47 +32,111 @@ class Score:
     """the checkpoint's step"""
     source: Source
     """what predicted"""
-    precision: float
-    """share of the predicted objects that are right"""
-    recall: float
-    """share of the true objects that were found"""
-    f1: float
-    """harmonic mean of precision and recall"""
+    headline: Headline
+    """the scores; None where there is none, as over no true object"""
+    differs: tuple[str, ...] = ()
+    """config keys, and facts such as `val_file`, in which the evaluation differs from the run"""
+    dataset_sha256: str | None = None
+    """hash of the ground truth; None where the file does not state it"""
 
     def __str__(self) -> str:
-        values = f"precision {self.precision:.3f}, recall {self.recall:.3f}, F1 {self.f1:.3f}"
-        return f"step {self.step}, {self.source}: {values}"
+        values = (("precision", self.headline.precision), ("recall", self.headline.recall), ("F1", self.headline.f1))
+        return f"step {self.step}, {self.source}: {', '.join(f'{n} {score_text(v)}' for n, v in values)}{self._mark}"
 
-    @classmethod
-    def from_metrics(cls, source: Source, metrics: Mapping[str, Any]) -> Score:
-        """Take the headline from the content of a metrics.json, of this version or an older one."""
-        headline = metrics["headline"]
-        return cls(metrics["step"], source, headline["precision"], headline["recall"], headline["f1"])
+    @property
+    def f1(self) -> float | None:
+        return self.headline.f1
+
+    @property
+    def brief(self) -> str:
+        """Source and F1, such as `answer 0.500`, and what differs."""
+        return f"{self.source} {score_text(self.f1)}{self._mark}"
+
+    @property
+    def _mark(self) -> str:
+        return f" (other {', '.join(self.differs)})" if self.differs else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The score for JSON; `differs` where anything does."""
+        numbers = {"precision": self.headline.precision, "recall": self.headline.recall, "f1": self.f1}
+        marks = {"differs": list(self.differs)} if self.differs else {}
+        return {"step": self.step, "source": self.source, **numbers, **marks}
 
 
 def latest_scores(run: RunFolder) -> list[Score]:
-    """The scores of the last step that has any."""
-    steps = _scored_steps(run)
-    return _scores_at(run, steps[-1]) if steps else []
+    """The scores of the last step that has any of the run's own; where none has, the others of the last step."""
+    return _last_step(_own_scores(scores := _all_scores(run)) or scores)
+
+
+def other_scores(run: RunFolder) -> list[Score]:
+    """The scores on other photos or under other settings than the run's, of the last step that has any."""
+    return _last_step([score for score in _all_scores(run) if score.differs])
 
 
 def best_scores(run: RunFolder) -> dict[str, Score]:
-    """For each source the score with the best F1 of all steps; the later of two equals."""
+    """For each source the run's own score with the best F1 of all steps; the later of two equals.
+
+    Where no score is the run's own, the best of the others.
+    """
     best: dict[str, Score] = {}
-    for score in (score for step in _scored_steps(run) for score in _scores_at(run, step)):
-        if score.source not in best or score.f1 >= best[score.source].f1:
+    for score in _own_scores(scores := _all_scores(run)) or scores:
+        if score.source not in best or _rank(score) >= _rank(best[score.source]):
             best[score.source] = score
     return best
 
 
-def _scored_steps(run: RunFolder) -> list[int]:
-    """Steps with a score, in ascending order; also of checkpoints that are rotated away by now."""
-    return [step for step in checkpoint_steps(run.eval) if metrics_files(run, step)]
+def best_f1(scores: Mapping[str, Score]) -> float:
+    """The number that runs are ranked by, from their `best_scores`; -1 without a score of the run's own."""
+    return max((_rank(score) for score in scores.values() if not score.differs), default=-1.0)
 
 
-def _scores_at(run: RunFolder, step: int) -> list[Score]:
-    """The scores of one step, in the order of SOURCES; of several of one source the newest."""
-    newest: dict[Source, Score] = {}
+def _rank(score: Score) -> float:
+    return -1.0 if score.f1 is None else score.f1
+
+
+def _own_scores(scores: Sequence[Score]) -> list[Score]:
+    return [score for score in scores if not score.differs]
+
+
+def _last_step(scores: Sequence[Score]) -> list[Score]:
+    return [score for score in scores if score.step == scores[-1].step]
+
+
+def _all_scores(run: RunFolder) -> list[Score]:
+    """All scores by step; also of checkpoints that are rotated away by now."""
+    settings = RunSettings.of_run(run)
+    return [score for step in checkpoint_steps(run.eval) for score in _scores_at(run, step, settings)]
+
+
+def _scores_at(run: RunFolder, step: int, settings: RunSettings) -> list[Score]:
+    """The scores of one step, in the order of SOURCES; of several of one source and settings the newest."""
+    newest: dict[tuple[Source, tuple[str, ...]], Score] = {}
     for source, path in sorted(metrics_files(run, step), key=lambda item: item[1].stat().st_mtime):
-        newest[source] = Score.from_metrics(source, json.loads(path.read_text(encoding="utf-8")))
-    return [newest[source] for source in SOURCES if source in newest]
+        try:
+            score = _read_score(step, source, path, settings)
+        except CheckpointError as error:  # one damaged file must not hide all other scores
+            logger.warning("%s", error)
+        else:
+            newest[source, score.differs] = score
+    return sorted(newest.values(), key=lambda score: (SOURCES.index(score.source), score.differs))
+
+
+def _read_score(step: int, source: Source, path: Path, settings: RunSettings) -> Score:
+    """Take the headline from a metrics.json, of this version or an older one."""
+    advice = "remove the folder and score again"
+    content = read_json(path, CheckpointError, advice)
+    try:
+        headline = build_dataclass(Headline, content.get("headline"))
+    except JsonError as error:
+        raise CheckpointError(f"{path}: {error}; {advice}") from error
+    if _is_about_nothing(content):
+        headline = Headline(headline.iou, None, None, None)
+    return Score(step, source, headline, settings.differences(content), content.get("dataset_sha256"))
+
+
+def _is_about_nothing(content: Mapping[str, Any]) -> bool:
+    """Whether there was no true object: older versions wrote scores of 1 or 0 then."""
+    match content:
+        case {"images": {"objects_true": 0}}:
+            return True
+    return False

@@ -9,7 +9,6 @@ bounded for any text. Torch-free.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -216,7 +215,5 @@ def _object_or_reason(value: Any, width: int | None, height: int | None) -> BBUO
 
 
 def _is_coordinate(value: Any) -> bool:
-    # The bound also keeps integers too long for a float away from float().
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < 10**9
+    # The bound keeps integers too long for a float away from float(), and areas finite; NaN is not below it.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 10**9

@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bbu.config.domains import keys_used_for
+from bbu.config.domains import DetectionConfig, keys_used_for
 from bbu.config.flat import DirectConfig
 from bbu.config.label_files import load_label_scheme
 from bbu.errors import CheckpointError, DataError
@@ -20,6 +21,7 @@ from bbu.evaluation.metrics import EvaluationResult, ScoreFacts
 from bbu.evaluation.pending import METRICS, open_ledger, result_folder
 from bbu.evaluation.predictions import Prediction
 from bbu.evaluation.report import flat_scalars
+from bbu.evaluation.run_settings import RunSettings
 from bbu.labels import LabelScheme
 from bbu.run.checkpoints import MANIFEST, verify
 from bbu.run.folder import RunFolder, checkpoint_step
@@ -31,7 +33,7 @@ from bbu.run.provenance import (
     job_facts,
     package_versions,
 )
-from bbu.schema import Source, View, read_photos_hash, read_records
+from bbu.schema import Source, View, read_distinct_records, read_photos_hash, read_records
 
 if TYPE_CHECKING:  # they need torch, which loads only where something is to be predicted
     from PIL import Image
@@ -56,6 +58,13 @@ class CheckpointScore:
     """where they are written"""
     is_new: bool
     """whether this call wrote them"""
+    differs: tuple[str, ...] = ()
+    """in what they differ from the run's own scores (`RunSettings.differences`)"""
+
+    @property
+    def mark(self) -> str:
+        """What a reader must know of a score that is not the run's own; empty for one that is."""
+        return f" (other {', '.join(self.differs)}: not in TensorBoard, marked in status)" if self.differs else ""
 
 
 class CheckpointScorer:
@@ -77,7 +86,8 @@ class CheckpointScorer:
     def score(self, source: Source) -> CheckpointScore | None:
         """Score the checkpoint from one source, or look up the score it has.
 
-        A new score also goes to TensorBoard, at the checkpoint's step.
+        A new score also goes to TensorBoard, at the checkpoint's step, if it is on the run's own validation file and
+        under its settings.
 
         Returns:
             The score; None while another worker holds the claim.
@@ -95,26 +105,38 @@ class CheckpointScorer:
         result = run_evaluation(work, ledger, owner, self._config.training, predict)
         if result is None:
             return None
-        if is_new and infrastructure.tensorboard:
+        differs = RunSettings.of_run(self._run).differences(result.to_dict())
+        if is_new and infrastructure.tensorboard and not differs:
             _write_scalars(self._run, source, result)
-        return CheckpointScore(result, work.folder / METRICS, is_new)
+        return CheckpointScore(result, work.folder / METRICS, is_new, differs)
 
     def _plan(self, source: Source) -> Evaluation:
         """What there is to score, under a key that names everything that the result depends on."""
         config = self._config
-        views = [record.student for record in read_records(Path(config.data.data_root) / config.data.val_file)]
-        limit = config.data.max_eval_examples
         scheme = load_label_scheme(config.data)
         facts = self._facts(source, scheme)
         return Evaluation(
             step=self._step,
             folder=result_folder(self._run, self._step, source, facts.key()),
-            views=views[:limit] if limit >= 0 else views,
+            views=self._read_ground_truth(),
             facts=facts,
             scheme=scheme,
             # Only the head has a threshold: every object of a generated answer counts.
             min_score=config.detection.detection_score_threshold if source == "head" else 0.0,
+            prediction_limit=_head_limit(config.detection) if source == "head" else None,
         )
+
+    def _read_ground_truth(self) -> list[View]:
+        """The views to score. Raises DataError where a photo is listed twice, shown as an example, or there is none."""
+        data = self._config.data
+        root, limit = Path(data.data_root), data.max_eval_examples
+        records = read_distinct_records(root / data.val_file, root)
+        views = [record.student for _, record in records[: limit if limit >= 0 else None]]
+        if not views:
+            raise DataError(f"{root / data.val_file}: no record to score; convert again or raise max_eval_examples")
+        if self._num_teachers:
+            _refuse_shown_answers(views, root / data.teacher_file, self._num_teachers)
+        return views
 
     def _facts(self, source: Source, scheme: LabelScheme) -> ScoreFacts:
         data = self._config.data
@@ -133,6 +155,7 @@ class CheckpointScorer:
             packages=package_versions(_SCORE_PACKAGES),
             code_sha256=code_hash(),
             image_sha256=image_digest(os.environ),
+            val_file=data.val_file,
         )
 
 
@@ -237,10 +260,33 @@ def _scheme_hash(scheme: LabelScheme) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _head_limit(detection: DetectionConfig) -> int:
+    """The most objects that the head reports for a photo."""
+    return min(detection.detection_max_predictions, detection.detection_num_queries)
+
+
+def _refuse_shown_answers(views: Sequence[View], pool: Path, num_teachers: int) -> None:
+    """Refuse to score photos that the prompt shows with their answers."""
+    scored = {os.path.normpath(view.images[0]) for view in views}
+    for record in islice(read_records(pool), num_teachers):
+        for image in record.student.images:
+            if os.path.normpath(image) in scored:
+                raise DataError(
+                    f"{pool}: {image} is a worked example and is to be scored too; take it out of one of the files"
+                )
+
+
 def _write_scalars(run: RunFolder, source: Source, result: EvaluationResult) -> None:
-    """Write the main values to TensorBoard, beside the training curves."""
+    """Write the main values to TensorBoard, beside the training curves.
+
+    They take the place of the step's earlier ones, such as those that an older version of the code computed.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(run.tensorboard / "eval" / source)) as writer:
+    folder, suffix = run.tensorboard / "eval" / source, f".step-{result.step}"
+    earlier = list(folder.glob(f"events.*{suffix}"))
+    with SummaryWriter(str(folder), filename_suffix=suffix) as writer:
         for name, value in flat_scalars(result.metrics).items():
             writer.add_scalar(name, value, result.step)
+    for path in earlier:
+        path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bbu.config.read import read_yaml
 from bbu.errors import CheckpointError
-from bbu.evaluation.scores import Score, best_scores, latest_scores
+from bbu.evaluation.scores import Score, best_f1, best_scores, latest_scores, other_scores
 from bbu.jobs.queue import QueuedJob
 from bbu.jobs.run_status import RunView
 from bbu.logs import format_duration
@@ -35,17 +35,18 @@ def status_row(view: RunView) -> Row:
         "left": format_duration(status.seconds_left) if status.phase == "training" else "-",
         "heartbeat": heartbeat,
         "checkpoint": "-" if checkpoint is None else str(checkpoint),
-        "F1": ", ".join(f"{score.source} {score.f1:.3f}" for score in latest_scores(view.run)) or "-",
+        "F1": ", ".join(score.brief for score in latest_scores(view.run)) or "-",
         "requeues": str(view.restarts),
         "evals": view.evals or "-",
     }
 
 
 def status_details(view: RunView) -> str:
-    """One run's jobs, schedules and newest scores, a line each."""
+    """One run's jobs, schedules and newest scores, a line each; scores that are not comparable come last."""
     lines = [str(view.run.root), *(f"  {job.name} {', '.join(job.ids) or '-'}: {job.text}" for job in view.jobs)]
     lines += [f"  evals {schedule.text} ({schedule.state})" for schedule in view.schedules]
-    lines += [f"  {score}" for score in latest_scores(view.run)]
+    scores = latest_scores(view.run)
+    lines += [f"  {score}" for score in [*scores, *(other for other in other_scores(view.run) if other not in scores)]]
     return "\n".join(lines)
 
 
@@ -58,7 +59,8 @@ def status_dict(view: RunView) -> dict[str, Any]:
         "heartbeat_age_s": view.age,
         "stale": view.is_stale,
         "checkpoint": _sound_checkpoint(view.run),
-        "scores": [vars(score) for score in latest_scores(view.run)],
+        "scores": [score.to_dict() for score in latest_scores(view.run) if not score.differs],
+        "other_scores": [score.to_dict() for score in other_scores(view.run)],
         "requeues": view.restarts,
         "jobs": [
             {
@@ -74,27 +76,39 @@ def status_dict(view: RunView) -> dict[str, Any]:
 
 
 def comparison_rows(views: Sequence[RunView]) -> list[Row]:
-    """Runs side by side, the best first: the settings in which they differ, their states and their best scores."""
+    """Runs side by side, the best first: the settings in which they differ, their states and their best scores.
+
+    Runs without a score of their own come last. A column tells validation files apart where they are not the same.
+    """
     configs = [read_yaml(view.run.config) if view.run.config.is_file() else {} for view in views]
     keys = [key for key in _differing_keys(configs) if key not in _NAME_KEYS]
     best = [best_scores(view.run) for view in views]
-    order = sorted(range(len(views)), key=lambda i: -max((score.f1 for score in best[i].values()), default=-1.0))
-    return [_comparison_row(views[i], configs[i], keys, best[i]) for i in order]
+    order = sorted(range(len(views)), key=lambda i: -best_f1(best[i]))
+    datasets = {_dataset_of(scores) for scores in best} - {None}
+    return [_comparison_row(views[i], configs[i], keys, best[i], len(datasets) > 1) for i in order]
+
+
+def _dataset_of(scores: Mapping[str, Score]) -> str | None:
+    """The beginning of the hash of the ground truth of some scores."""
+    return next((score.dataset_sha256[:8] for score in scores.values() if score.dataset_sha256), None)
 
 
 def _job_dict(job: QueuedJob) -> dict[str, Any]:
     return asdict(job) | {"id": job.id}
 
 
-def _comparison_row(view: RunView, config: Mapping[str, Any], keys: Sequence[str], best: Mapping[str, Score]) -> Row:
+def _comparison_row(
+    view: RunView, config: Mapping[str, Any], keys: Sequence[str], best: Mapping[str, Score], show_dataset: bool
+) -> Row:
     settings = {key: str(config.get(key, "-")) for key in keys}
-    scores = ", ".join(f"{score.source} {score.f1:.3f} (step {score.step})" for score in best.values())
+    scores = ", ".join(f"{score.brief} (step {score.step})" for score in best.values())
     return {
         "run": _short_name(view.run),
         **settings,
         "state": view.state,
         "step": "-" if view.status.step is None else str(view.status.step),
         "loss": _number(view.status.loss),
+        **({"val data": _dataset_of(best) or "-"} if show_dataset else {}),
         "best F1": scores or "-",
     }
 

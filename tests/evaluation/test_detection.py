@@ -16,6 +16,7 @@ from bbu.evaluation.detection import (
     average_precision,
     bootstrap,
     count_matches,
+    f_scores,
     summarise,
 )
 from bbu.evaluation.evaluate import evaluate_predictions
@@ -85,9 +86,69 @@ def test_predictions_on_an_empty_image_cost_precision():
 
 
 def test_more_objects_than_cocos_hundred_are_all_counted():
-    objects = tuple(thing(4 * i, CABLE, 4) for i in range(150))
-    score = scores_of([View(("a",), objects)], Prediction("a", objects))
-    assert score["class_aware"]["recall@0.50"] == 1.0
+    boxes = 150
+    objects = tuple(thing(4 * i, CABLE, 4) for i in range(boxes))
+    scores = tuple(np.linspace(0.1, 0.9, boxes).tolist())
+    said = Prediction("a", objects, scores, score_source="objectness")
+    metrics = evaluate_predictions([View(("a",), objects)], [said], SCHEME, resamples=0)
+    assert metrics.detection["class_aware"]["recall@0.50"] == 1.0
+    assert metrics.average_precision is not None and metrics.average_precision["max_detections"] == boxes
+    for mode in ("class_agnostic", "class_aware"):
+        precision = metrics.average_precision[mode]
+        assert (precision["AP"], precision["AR100"]) == (1.0, pytest.approx(100 / boxes))
+
+
+@pytest.mark.parametrize("said", [(), (thing(0, CABLE), thing(200, SCREW_OK))], ids=["nothing said", "false finds"])
+@pytest.mark.parametrize("source", [None, "objectness"])
+def test_where_nothing_is_true_there_is_no_score_of_any_kind(said: tuple[BBUObject, ...], source: str | None):
+    prediction = Prediction("a", said, (0.5,) * len(said) if source else (), score_source=source)
+    metrics = evaluate_predictions([view("a"), view("b")], [prediction], SCHEME, resamples=10)
+    assert (metrics.headline.precision, metrics.headline.recall, metrics.headline.f1) == (None, None, None)
+    assert {value for values in metrics.detection.values() for value in values.values()} == {None}
+    assert {value for values in metrics.intervals.values() for value in values.values()} == {None}
+    rows = [row for level in metrics.labels.values() for row in level["per_class"].values()]
+    assert {row[name] for row in rows for name in ("precision", "recall", "f1")} <= {None}
+    assert {level["accuracy"] for level in metrics.labels.values()} == {None}
+    if metrics.average_precision:
+        modes = [metrics.average_precision[mode] for mode in ("class_agnostic", "class_aware")]
+        assert {value for mode in modes for value in mode.values()} == {None}
+    assert metrics.images.objects_predicted == len(said)
+
+
+def test_without_predictions_there_is_no_precision_but_a_recall_and_an_f1_of_zero():
+    score = scores_of([view("a", thing(0, CABLE))], Prediction("a", ()))["class_aware"]
+    assert (score["precision@0.50"], score["recall@0.50"], score["f1@0.50"]) == (None, 0.0, 0.0)
+
+
+def test_scores_are_defined_for_each_count_alone():
+    precision, recall, f1 = f_scores([1, 0, 0, 0], [2, 0, 3, 0], [1, 2, 0, 0])
+    np.testing.assert_array_equal(precision, [0.5, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(recall, [1, 0, np.nan, np.nan])
+    np.testing.assert_allclose(f1, [2 / 3, 0, np.nan, np.nan])
+
+
+def test_resamples_without_a_true_object_do_not_count_in_the_interval():
+    views = [view("a", thing(0, CABLE)), *(view(f"empty{i}") for i in range(5))]
+    said = [Prediction("a", (thing(0, CABLE),))]
+    (interval,) = {
+        tuple(values["f1@0.50"] or ()) for values in evaluate_predictions(views, said, SCHEME).intervals.values()
+    }
+    assert interval == (1.0, 1.0)
+
+
+def test_false_finds_of_a_class_that_the_truth_lacks_are_counted_and_cost_f1():
+    views = [view("a", thing(0, CABLE))]
+    said = (thing(0, CABLE), thing(200, SCREW_OK), thing(400, SCREW_OK), thing(600, "门"))
+    prediction = Prediction("a", said, (0.9, 0.8, 0.2, 0.1), score_source="objectness")
+    metrics = evaluate_predictions(views, [prediction], SCHEME, resamples=0, min_score=0.5)
+    assert metrics.average_precision is not None and metrics.average_precision["class_aware"]["AP"] > 0.999
+    assert metrics.absent_classes == {SCREW_OK: {"predicted": 1, "scored": 2}, "门": {"predicted": 0, "scored": 1}}
+    assert metrics.detection["class_aware"]["precision@0.50"] == 0.5
+
+
+def test_an_image_twice_in_the_ground_truth_is_refused():
+    with pytest.raises(DataError, match="a: twice in the ground truth"):
+        evaluate_predictions([view("a", thing(0, CABLE))] * 2, [], SCHEME)
 
 
 def random_pairs(seed: int, images: int = 12) -> list[Pairing]:

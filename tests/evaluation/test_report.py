@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -47,7 +48,27 @@ def test_the_table_shows_what_became_of_every_image_and_class(metrics: Metrics):
 
 def test_a_dataset_without_any_object_can_be_reported():
     metrics = evaluate_predictions([View(("empty",), ())], [Prediction("empty", ())], SCHEME, resamples=10)
-    assert "1 images" in metrics_table(metrics) and flat_scalars(metrics)["detection/class_aware/f1@0.50"] == 1.0
+    text = metrics_table(metrics)
+    assert "1 images" in text and "precision -, recall -, f1 -" in text and "nan" not in text
+    assert flat_scalars(metrics) == {}
+
+
+def test_a_class_without_true_objects_has_no_score_in_the_table_and_a_line_of_its_own():
+    said = (SCREW, CABLE, BBUObject((400, 0, 500, 100), "挡风板/已安装"))
+    prediction = Prediction("a", said, (0.9, 0.8, 0.7), score_source="objectness")
+    metrics = evaluate_predictions(VIEWS, [prediction], SCHEME, resamples=0)
+    text = metrics_table(metrics)
+    assert "1 predictions are of 1 classes that the ground truth lacks (class-aware AP leaves these" in text
+    assert "precision and F1 count 1 of them): 1 挡风板/已安装" in text
+    assert "AP counts all boxes, at most 3 in an image here" in text
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("type") and line.endswith("挡风板")]
+    assert row == ["type", "0", "1", "0", "-", "-", "-", "挡风板"]
+
+
+def test_photos_with_more_objects_than_the_head_reports_are_named(metrics: Metrics):
+    limited = replace(metrics, prediction_limit=1, over_limit=1)
+    assert "1 images have more objects than the 1 that the head reports" in metrics_table(limited)
+    assert "head reports" not in metrics_table(metrics)
 
 
 @pytest.mark.parametrize("module", ["bbu.inference.parse", "bbu.evaluation.report", "bbu.run.ledger"])
