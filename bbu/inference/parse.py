@@ -9,6 +9,7 @@ bounded for any text. Torch-free.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
