@@ -69,6 +69,8 @@ PositiveInt = Annotated[int, _POSITIVE]
 PositiveFloat = Annotated[float, _POSITIVE]
 NotNegativeInt = Annotated[int, _NOT_NEGATIVE]
 NotNegativeFloat = Annotated[float, _NOT_NEGATIVE]
+_MAX_WORD = 100
+"""Letters of a word that are compared with valid words: the time grows with their square."""
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 """How a text of a cluster profile names an environment variable of the caller."""
 ProfileText = Annotated[
@@ -96,21 +98,26 @@ def value_problems(value: Any, hint: Any) -> list[str]:
         that is fine.
     """
     if _has_type(value, hint):
-        return [f"must {demand}, not {part!r}" for demand, part in _broken_rules(value, hint)]
+        return [f"must {demand}, not {_shorten(part)}" for demand, part in _broken_rules(value, hint)]
     choices = _base_types(hint)[0]
     hint_at = nearest_valid(value, get_args(choices)) if get_origin(choices) is Literal else ""
-    return [f"must be {_describe_type(hint)}, not {value!r}{hint_at}"]
+    return [f"must be {_describe_type(hint)}, not {_shorten(value)}{hint_at}"]
 
 
 def nearest_valid(word: Any, valid: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with the valid word that is nearest to `word`, or "" where none is near."""
-    matches = difflib.get_close_matches(str(word), list(valid), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(str(word)[:_MAX_WORD], list(valid), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def is_text(hint: Any) -> bool:
     """Say whether a type takes texts only: `str` or a `Literal` of texts, annotated or not."""
     return all(base is str or get_origin(base) is Literal for base in _base_types(hint))
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _base_types(hint: Any) -> tuple[Any, ...]:

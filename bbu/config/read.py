@@ -5,53 +5,22 @@ The types of the dataclasses say what is valid, see `bbu.config.kinds`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import yaml
-
 from bbu.config.checks import CROSS_RULES
 from bbu.config.domains import DOMAINS, OWNERS, RETIRED, TYPES, VALUES_BEFORE
 from bbu.config.flat import DirectConfig
 from bbu.config.kinds import VARIABLE, CrossRule, is_text, nearest_valid, value_problems
+from bbu.config.strict_yaml import YamlError, parse_yaml
 from bbu.errors import ConfigError
 
-MAX_FILE_BYTES = 1_000_000
+MAX_FILE_BYTES = 100_000
+"""Of a YAML file, which takes some seconds to parse; the largest config has 8,000."""
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 T = TypeVar("T")
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `5e-6` as a number and refuses duplicate keys (YAML 1.1 does neither)."""
-
-
-_FLOAT = re.compile(
-    r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?(?:[eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.\d+(?:[eE][-+]?\d+)?$"
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    lines: dict[Any, int] = {}
-    repeats: list[str] = []
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            repeats.append(f"key {key!r} in line {key_node.start_mark.line + 1} is not a word; quote or remove it")
-        elif key in lines:
-            line = key_node.start_mark.line + 1
-            repeats.append(f"duplicate key {key!r} in lines {lines[key]} and {line}; keep one")
-        else:
-            lines[key] = key_node.start_mark.line + 1
-    if repeats:
-        raise ConfigError(*(f"{node.start_mark.name}: {r}" for r in repeats))
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -62,9 +31,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is not a config")
     with path.open(encoding="utf-8") as stream:
         try:
-            data = yaml.load(stream, _Loader)  # a SafeLoader
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+            data = parse_yaml(stream)
+        except YamlError as error:
+            raise ConfigError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
     return data
@@ -274,8 +243,8 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str
             values[key] = raw
         else:
             try:
-                values[key] = yaml.load(raw, _Loader)
-            except yaml.YAMLError:
+                values[key] = parse_yaml(raw)
+            except YamlError:
                 findings.append(f"--set {text!r}: not a value in YAML")
     return values, findings
 

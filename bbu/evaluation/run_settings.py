@@ -69,28 +69,35 @@ def _differ(ours: Any, theirs: Any) -> bool:
 def _ground_truth_facts(run: RunFolder, config: Mapping[str, Any]) -> dict[str, str]:
     """What is known of the validation file that the run was trained beside.
 
-    Its hash is the one that the last start recorded: a file that was changed later, perhaps by another split, is not
-    the run's own. Without a record (`hash_data: false`) the file as it is now counts, and without that its name.
+    It is the file as a start of the run recorded it: one that was changed later, perhaps by another split, is not the
+    run's own. Without a record (`hash_data: false`) the file as it is now counts, and without that its name.
     """
     root, name = config.get("data_root"), config.get("val_file")
     if not isinstance(root, str) or not isinstance(name, str):
         return {}
     path = Path(root) / name
     present = file_hash(path) if path.is_file() else None
-    expected = _recorded_hash(run, path.name) or present
+    recorded = _recorded_hashes(run, path.name)
+    # Not always the last one: a start that failed may have named other data.
+    expected = present if present in recorded or not recorded else recorded[-1]
     if expected is None:
         return {"val_file": name}
     photos = read_photos_hash(path) if present == expected else None
     return {"dataset_sha256": expected} | ({"photos_sha256": photos} if photos else {})
 
 
-def _recorded_hash(run: RunFolder, name: str) -> str | None:
-    """The hash of a data file as the last start of the run recorded it."""
+def _recorded_hashes(run: RunFolder, name: str) -> list[str]:
+    """The hashes of a data file as the starts of the run recorded them, oldest first."""
     if not run.provenance.is_file():
-        return None
+        return []
     content = read_json(run.provenance, CheckpointError, "move it away, the next start writes a new one")
-    match content:
-        case {"starts": [*_, {"data_sha256": {**hashes}}]}:
-            value = hashes.get(name)
-            return value if isinstance(value, str) else None
+    starts = content.get("starts")
+    hashes = [_hash_in_start(start, name) for start in (starts if isinstance(starts, list) else [])]
+    return [value for value in hashes if value is not None]
+
+
+def _hash_in_start(start: Any, name: str) -> str | None:
+    match start:
+        case {"data_sha256": {**hashes}} if isinstance(value := hashes.get(name), str):
+            return value
     return None
