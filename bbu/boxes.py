@@ -93,11 +93,15 @@ def turn_box(box: Box, size: Size, orientation: int) -> Box:
     Args:
         box: in the corner form, in pixels of the picture as it is stored.
         size: (width, height) of the picture as it is stored.
-        orientation: what has to be done to it, by EXIF 2.32, tag 274. Only the quarter turns 5 to 8 are carried out;
-            a box stays where it is for 1 to 4. 6 and 8 undo each other.
+        orientation: what has to be done to it, by EXIF 2.32, tag 274: 1 is upright. 6 and 8 undo each other, and each
+            other one undoes itself.
     """
     w, h = size
     x1, y1, x2, y2 = box
+    if orientation in (2, 3):  # mirrored, or turned by half
+        x1, x2 = w - x2, w - x1
+    if orientation in (3, 4):
+        y1, y2 = h - y2, h - y1
     if orientation in (5, 7):  # transposed or transversed: mirrored along a diagonal
         x1, y1, x2, y2 = y1, x1, y2, x2
     elif orientation == 6:  # a quarter turn clockwise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 
 from bbu.config.arguments import add_config_arguments, config_from_arguments, positive_int
@@ -29,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = merge_shards(config, arguments.merge or 1)
     for name, count in report.written.items():
         print(f"{config.data_root}/{name}: {count} records")
-    print(f"photos rejected: {report.photos.rejected or 'none'}")
+    print(f"photos rejected: {report.photos.rejected or 'none'}, with all objects rejected: {report.photos.emptied}")
     print(f"objects rejected: {report.objects.rejected or 'none'}, clipped: {report.objects.clipped}")
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 

@@ -25,6 +25,8 @@ ROLE_CODES: dict[Role, int] = {"teacher": 1, "student": 2}
 Source = Literal["answer", "head", "both"]
 """How objects are predicted: by the answer that the language model writes, by the detection head, or by both merged."""
 SOURCES: tuple[Source, ...] = get_args(Source)
+REPORT_FILE, REJECTS_FILE, SHARD_FOLDER = "conversion_report.json", "rejects.jsonl", ".shards"
+"""What a conversion writes into data_root beside records and images."""
 IGNORE_INDEX = -100
 """Label of an unsupervised token; the default `ignore_index` of torch's cross entropy."""
 _MAX_FINDINGS = 10

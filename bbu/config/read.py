@@ -10,7 +10,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from bbu.config.checks import CROSS_RULES
+from bbu.config.checks import CROSS_RULES, OUTPUT_RULES
 from bbu.config.domains import DOMAINS, OWNERS, RETIRED, TYPES, VALUES_BEFORE
 from bbu.config.flat import DirectConfig
 from bbu.config.kinds import VARIABLE, CrossRule, is_text, nearest_valid, value_problems
@@ -73,7 +73,7 @@ def load_config(name_or_path: str, *, overrides: Sequence[str] = (), use_new: bo
     """
     path = resolve_config_path(name_or_path)
     values, findings = _flatten(read_yaml(path), path, use_new)
-    return _checked_config(path, values, findings, overrides, CROSS_RULES)
+    return _checked_config(path, values, findings, overrides, (*CROSS_RULES, *OUTPUT_RULES))
 
 
 def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> DirectConfig:

@@ -13,7 +13,7 @@ from pathlib import Path
 import simplejpeg
 from PIL import Image, ImageFile
 
-from bbu.conversion.plan import upright_size
+from bbu.conversion.frames import upright_size
 from bbu.conversion.vendor import Unusable
 from bbu.resize import ResizePlan
 

@@ -6,14 +6,16 @@ A photo is converted without any knowledge of the others, so that photos can be 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bbu.config.domains import DataConfig
+from bbu.conversion.coordinates import check_shares, suspected_scale
+from bbu.conversion.frames import possible_frames, upright_size
 from bbu.conversion.images import read_frame, write_resized
 from bbu.conversion.labels import LabelRules
-from bbu.conversion.plan import plan_photo
+from bbu.conversion.plan import PhotoPlan, plan_photo
 from bbu.conversion.vendor import Reject, Unusable, find_image, read_photo
 from bbu.schema import View, parse_record, view_to_dict
 
@@ -29,9 +31,15 @@ class ConvertedPhoto:
     dialect: str
     """Dialect of the vendor's JSON: A or B."""
     frame: str
-    """The frame that the vendor's boxes were in; see `plan.choose_frame`."""
+    """The frame that the vendor's boxes were in; see `frames.Frame`."""
+    decides_frame: bool
+    """EXIF turns it in a way that changes its size, so that the vendor's size shows the frame."""
+    scale: int
+    """Largest value of a scale other than pixels that the vendor's boxes may be in; see `suspected_scale`."""
     clipped: int
     """Boxes that were cut at the image border."""
+    respelled: tuple[str, ...]
+    """Labels of its objects that the label files spell with other brackets or character widths."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class PhotoOutcome:
     """None where the photo as a whole was rejected."""
     rejects: tuple[Reject, ...]
     """The photo itself or those of its objects that were left out, with reasons."""
+    stored: PhotoOutcome | None = None
+    """What became of it if its boxes are in the stored frame, where its own size does not decide that."""
 
 
 def convert_photo(name: str, config: DataConfig, rules: LabelRules) -> PhotoOutcome:
@@ -52,32 +62,54 @@ def convert_photo(name: str, config: DataConfig, rules: LabelRules) -> PhotoOutc
     try:
         photo = read_photo(folder, name)
         source = find_image(folder, name)
+        check_shares(photo)
         stored, orientation = read_frame(source)
-        plan = plan_photo(photo, stored, orientation, rules, config)
+        frames = possible_frames(photo, stored, orientation, config.exif_frame)
+        plans = [plan_photo(photo, stored, orientation, frame, rules, config) for frame in frames]
         image = f"{config.image_folder}/{name}.jpeg"
         target = Path(config.data_root) / image
-        sha256 = write_resized(source, target, plan.resize, orientation, config.jpeg_quality)
+        sha256 = write_resized(source, target, plans[0].resize, orientation, config.jpeg_quality)
     except Unusable as unusable:
         return PhotoOutcome(name, None, (Reject(name, unusable.reason, unusable.detail),))
+    facts = {"sha256": sha256, "dialect": photo.dialect, "scale": suspected_scale(photo)}
+    facts["decides_frame"] = upright_size(stored, orientation) != stored
+    first, *others = [
+        PhotoOutcome(name, _build_photo(image, plan, frame=frame, **facts), plan.rejects)
+        for frame, plan in zip(frames, plans, strict=True)
+    ]
+    return replace(first, stored=others[0]) if others else first
+
+
+def _build_photo(image: str, plan: PhotoPlan, **facts: Any) -> ConvertedPhoto:
     view = View((image,), plan.objects, plan.resize.width, plan.resize.height)
-    return PhotoOutcome(name, ConvertedPhoto(view, sha256, photo.dialect, plan.frame, plan.clipped), plan.rejects)
+    return ConvertedPhoto(view, clipped=plan.clipped, respelled=plan.respelled, **facts)
 
 
 def dump_outcome(outcome: PhotoOutcome) -> str:
     """Write an outcome as one JSON line of a shard, newline included."""
-    data = asdict(outcome)
-    if outcome.photo:
-        data["photo"]["view"] = view_to_dict(outcome.photo.view)
-    return json.dumps(data, ensure_ascii=False, sort_keys=True) + "\n"
+    return json.dumps(_outcome_to_dict(outcome), ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def parse_outcome(line: str) -> PhotoOutcome:
     """Read a line that `dump_outcome` wrote; the schema checks the view as it will check the record."""
-    data = json.loads(line)
+    return _parse_outcome(json.loads(line))
+
+
+def _outcome_to_dict(outcome: PhotoOutcome) -> dict[str, Any]:
+    data = asdict(outcome)
+    if outcome.photo:
+        data["photo"]["view"] = view_to_dict(outcome.photo.view)
+    if outcome.stored:
+        data["stored"] = _outcome_to_dict(outcome.stored)
+    return data
+
+
+def _parse_outcome(data: dict[str, Any]) -> PhotoOutcome:
     photo = _parse_photo(data["photo"], data["name"]) if data["photo"] else None
-    return PhotoOutcome(data["name"], photo, tuple(Reject(**reject) for reject in data["rejects"]))
+    rejects = tuple(Reject(**reject) for reject in data["rejects"])
+    return PhotoOutcome(data["name"], photo, rejects, _parse_outcome(data["stored"]) if data["stored"] else None)
 
 
 def _parse_photo(data: dict[str, Any], name: str) -> ConvertedPhoto:
     view = parse_record(json.dumps(data.pop("view")), name).student
-    return ConvertedPhoto(view, **data)
+    return ConvertedPhoto(view, respelled=tuple(data.pop("respelled")), **data)

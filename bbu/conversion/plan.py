@@ -1,4 +1,4 @@
-"""Decides, for one photo, what becomes of every box: which frame it is in, clip, drop, widen, deduplicate.
+"""Decides, for one photo, what becomes of every box: turn, clip, drop, widen, deduplicate.
 
 Pure geometry and labels, no pixels; `images.py` carries the plan out.
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bbu.boxes import TURNED_A_QUARTER, box_area, turn_box
+from bbu.boxes import box_area, turn_box
 from bbu.config.domains import DataConfig
+from bbu.conversion.frames import Frame, upright_size
 from bbu.conversion.labels import LabelRules
-from bbu.conversion.vendor import Reject, Unusable, VendorObject, VendorPhoto
+from bbu.conversion.vendor import Reject, Unusable, VendorPhoto
 from bbu.errors import DataError
 from bbu.resize import ResizePlan, smart_resize
 from bbu.schema import BBUObject, Box
+
+_ONE_PIXEL = 1 - 1e-6
+"""The shortest side of a box, in pixels of the vendor's photo, with room for rounding. A detector of anything shorter
+would have nothing to see; it comes of another unit or of a slip of the mouse."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,14 @@ class PhotoPlan:
     """Its objects, in pixels of the resized picture."""
     rejects: tuple[Reject, ...]
     """Its objects that are left out."""
-    frame: str
-    """The frame that the vendor's boxes are in; see `choose_frame`."""
     clipped: int
     """Boxes that are cut at the image border."""
+    respelled: tuple[str, ...]
+    """Labels of its objects that the label files spell with other brackets or character widths."""
 
 
 def plan_photo(
-    photo: VendorPhoto, stored: tuple[int, int], orientation: int, rules: LabelRules, config: DataConfig
+    photo: VendorPhoto, stored: tuple[int, int], orientation: int, frame: Frame, rules: LabelRules, config: DataConfig
 ) -> PhotoPlan:
     """Plan what becomes of one photo.
 
@@ -42,18 +47,19 @@ def plan_photo(
         photo: what the vendor says of it.
         stored: (width, height) of the file's pixels, before the EXIF orientation is applied.
         orientation: EXIF orientation, 1 to 8.
+        frame: the frame of the vendor's boxes, one of `possible_frames`.
         rules: how labels are written.
         config: how boxes are treated.
 
     Raises:
-        Unusable: the vendor's size fits the image in neither orientation, or no resize fits.
+        Unusable: no resize fits.
     """
-    frame = choose_frame(photo, stored, orientation)
     upright = upright_size(stored, orientation)
     resize = _plan_resize(upright, config)
     objects: list[BBUObject] = []
     rejects = list(photo.rejects)
     clipped = 0
+    respelled: list[str] = []
     for item in photo.objects:
         box = turn_box(item.box, stored, orientation) if frame == "stored" else item.box
         try:
@@ -65,38 +71,14 @@ def plan_photo(
         else:
             objects.append(planned)
             clipped += inside != box
-    return PhotoPlan(resize, tuple(objects), tuple(rejects), frame, clipped)
-
-
-def choose_frame(photo: VendorPhoto, stored: tuple[int, int], orientation: int) -> str:
-    """Choose the frame that the vendor's boxes are in, by exact match of the vendor's width and height.
-
-    Returns:
-        "upright": the picture as people see it.
-        "stored": the file's pixels, with the EXIF quarter turn ignored.
-        "swapped": the boxes are upright, but the vendor exchanged width and height. Without a quarter turn this is
-        the only explanation. With one, "stored" is the other, and more boxes lie outside the picture under it.
-    """
-    vendor = (photo.width, photo.height)
-    upright = upright_size(stored, orientation)
-    if vendor == upright:
-        return "upright"
-    if vendor != (upright[1], upright[0]):
-        raise Unusable("size_mismatch", f"JSON says {vendor[0]}x{vendor[1]}, the image is {upright}")
-    if orientation not in TURNED_A_QUARTER:
-        return "swapped"
-    return "swapped" if _outside(photo.objects, stored) > _outside(photo.objects, upright) else "stored"
-
-
-def upright_size(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation is applied."""
-    return (stored[1], stored[0]) if orientation in TURNED_A_QUARTER else stored
+            respelled += rules.respelled(item)
+    return PhotoPlan(resize, tuple(objects), tuple(rejects), clipped, tuple(respelled))
 
 
 def _clip(box: Box, size: tuple[int, int], min_visible_ratio: float) -> Box:
     """Cut a box at the border of an image of `size` (width, height).
 
-    Raises Unusable when the box is empty or too little of it is inside.
+    Raises Unusable when the box is empty, too little of it is inside, or that is narrower than a pixel.
     """
     (width, height), (x1, y1, x2, y2) = size, box
     area = box_area(box)
@@ -106,6 +88,8 @@ def _clip(box: Box, size: tuple[int, int], min_visible_ratio: float) -> Box:
     visible = box_area(cut) / area
     if visible <= 0 or visible < min_visible_ratio:
         raise Unusable("mostly_outside", f"{visible:.0%} of box {_show(box)} is inside {width}x{height}")
+    if min(cut[2] - cut[0], cut[3] - cut[1]) < _ONE_PIXEL:
+        raise Unusable("subpixel_box", f"box {_show(box)} is narrower than one pixel of the {width}x{height} photo")
     return cut
 
 
@@ -136,16 +120,6 @@ def _widened(low: float, high: float, shortest: float, limit: int) -> tuple[floa
 def _check_new(planned: BBUObject, earlier: Sequence[BBUObject], remove_duplicates: bool) -> None:
     if remove_duplicates and planned in earlier:
         raise Unusable("duplicate", f"{planned.desc} at {_show(planned.bbox_2d)} is there already")
-
-
-def _outside(objects: Sequence[VendorObject], size: tuple[int, int]) -> int:
-    """Count the boxes that reach more than half their side beyond a picture of `size`."""
-
-    def beyond(box: Box) -> bool:
-        x1, y1, x2, y2 = box
-        return x2 - size[0] > (x2 - x1) / 2 or y2 - size[1] > (y2 - y1) / 2
-
-    return sum(beyond(item.box) for item in objects)
 
 
 def _show(box: Box) -> str:

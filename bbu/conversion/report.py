@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from bbu.config.domains import DataConfig
-from bbu.conversion.photo import PhotoOutcome
+from bbu.conversion.drop import FrameChoice
+from bbu.conversion.photo import ConvertedPhoto, PhotoOutcome
+from bbu.conversion.vendor import Reject
 from bbu.errors import DataError
+from bbu.schema import REJECTS_FILE
 
-REPORT_FILE = "conversion_report.json"
-REJECTS_FILE = "rejects.jsonl"
 _LABEL_REASONS = ("unknown_object_type", "unknown_property")
+_FEWEST_KEPT = 0.01
+"""Share of a drop's objects below which a conversion is refused: a wrong label file keeps a few by accident."""
+_LABELS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,13 @@ class PhotoCounts:
     rejected: dict[str, int]
     """Reason → photos that were left out as a whole."""
     negatives: int
-    """Converted photos without any object."""
+    """Converted photos that show no object."""
     negatives_kept: bool
     """Whether photos without any object are in the records files."""
+    emptied: int
+    """Converted photos all of whose objects were rejected."""
+    emptied_policy: str
+    """Whether these are set aside, or treated as photos that show no object."""
     dialects: dict[str, int]
     """Dialect of the vendor's JSON → converted photos."""
     frames: dict[str, int]
@@ -43,7 +51,13 @@ class ObjectCounts:
     clipped: int
     """Those of them that were cut at the image border."""
     rejected: dict[str, int]
-    """Reason → objects that were left out."""
+    """Reason → objects that were left out as unusable, or as exact duplicates."""
+    ignored: int
+    """Objects with labels outside the hierarchy that were left out on purpose."""
+    unknown_labels: dict[str, int]
+    """What is unknown about a label outside the hierarchy → objects that have it; most frequent first."""
+    respelled: dict[str, int]
+    """Label that the label files write with other brackets or character widths → objects that have it."""
     labels: dict[str, int]
     """Description → objects that have it."""
 
@@ -54,58 +68,90 @@ class ConversionReport:
 
     photos: PhotoCounts
     objects: ObjectCounts
+    exif: FrameChoice
+    """How the photos were read whose EXIF frame their own size does not decide."""
     written: dict[str, int]
     """Records file, below data_root → records in it."""
     val_sites: list[str]
     """Sorted names of the sites that went to validation."""
+    warnings: list[str]
+    """What somebody should look at, in sentences."""
+
+
+def is_emptied(outcome: PhotoOutcome, config: DataConfig) -> bool:
+    """Whether a converted photo lost all its objects to rejects, so that it is no photo that shows none."""
+    return outcome.photo is not None and not outcome.photo.view.objects and any(_defects(outcome, config))
+
+
+def is_in_records(outcome: PhotoOutcome, config: DataConfig) -> bool:
+    """Whether a photo has its place in a records file."""
+    if outcome.photo is None:
+        return False
+    is_set_aside = config.emptied_photo_policy == "set_aside" and is_emptied(outcome, config)
+    return bool(outcome.photo.view.objects) or (config.keep_negatives and not is_set_aside)
 
 
 def count_outcomes(outcomes: Sequence[PhotoOutcome], config: DataConfig) -> tuple[PhotoCounts, ObjectCounts]:
     """Count photos and objects, kept and left out, by reason."""
     photos = [outcome.photo for outcome in outcomes if outcome.photo]
-    objects = [item for photo in photos for item in photo.view.objects]
     rejects = [reject for outcome in outcomes for reject in outcome.rejects]
+    emptied = sum(is_emptied(outcome, config) for outcome in outcomes)
     photo_counts = PhotoCounts(
         seen=len(outcomes),
         rejected=_count(reject.reason for reject in rejects if reject.index is None),
-        negatives=sum(not photo.view.objects for photo in photos),
+        negatives=sum(not photo.view.objects for photo in photos) - emptied,
         negatives_kept=config.keep_negatives,
+        emptied=emptied,
+        emptied_policy=config.emptied_photo_policy,
         dialects=_count(photo.dialect for photo in photos),
         frames=_count(photo.frame for photo in photos),
     )
-    object_counts = ObjectCounts(
-        kept=len(objects),
-        clipped=sum(photo.clipped for photo in photos),
-        rejected=_count(reject.reason for reject in rejects if reject.index is not None),
-        labels=_count(item.desc for item in objects),
-    )
-    return photo_counts, object_counts
+    return photo_counts, _count_objects(photos, rejects, config)
 
 
-def check_rejects(report: ConversionReport, config: DataConfig) -> None:
-    """Check that no more photos and objects were rejected than the config allows.
+def find_warnings(report: ConversionReport, config: DataConfig) -> list[str]:
+    """Say what of the counts somebody should look at, though it is no defect."""
+    warnings = []
+    if report.photos.emptied:
+        fate = "set aside" if config.emptied_photo_policy == "set_aside" else "treated as photos that show no object"
+        warnings.append(f"{report.photos.emptied} photos lost all their objects to rejects: {fate}")
+    if report.objects.ignored:
+        labels = _list_labels(report.objects.unknown_labels)
+        warnings.append(f"{report.objects.ignored} objects with unknown labels are ignored on purpose: {labels}")
+    if report.objects.respelled:
+        labels = _list_labels(report.objects.respelled)
+        warnings.append(
+            "objects are labelled with other brackets or character widths than the label files have, and were read "
+            f"without that difference: {labels}"
+        )
+    return warnings
 
-    Duplicates and labels outside the hierarchy are no defects: they are filtered because the config says so.
+
+def check_report(report: ConversionReport, config: DataConfig) -> None:
+    """Check that enough was kept for training, and that no more was rejected than the config allows.
+
+    Exact duplicates are no defects, nor are labels outside the hierarchy that the config ignores.
 
     Raises:
-        DataError: the share of rejected photos or objects exceeds `max_reject_share`, or labels are outside the
-            hierarchy and `unknown_label_policy` is refuse.
+        DataError: no object or hardly any is kept; the share of rejected photos or objects exceeds
+            `max_reject_share`; or labels are outside the hierarchy and `unknown_label_policy` is refuse.
     """
     photos, objects = report.photos, report.objects
-    defects = {r: n for r, n in objects.rejected.items() if r not in (*_LABEL_REASONS, "duplicate")}
-    _check_share("photos", photos.rejected, photos.seen, config)
-    _check_share("objects", defects, objects.kept + sum(defects.values()), config)
-    unknown = sum(objects.rejected.get(reason, 0) for reason in _LABEL_REASONS)
+    unknown = sum(objects.unknown_labels.values())
     if unknown and config.unknown_label_policy == "refuse":
         raise DataError(
-            f"{unknown} objects have labels outside {config.label_hierarchy_file}; see "
-            f"{config.data_root}/{REJECTS_FILE}, add the labels or set unknown_label_policy to drop"
+            f"{unknown} objects have {_unknown_labels(objects, config)}, or set unknown_label_policy to drop"
         )
+    defects = {r: n for r, n in objects.rejected.items() if r != "duplicate"}
+    _check_kept(objects, sum(defects.values()), config)
+    _check_share("photos", photos.rejected, photos.seen, config)
+    hint = f". Some have {_unknown_labels(objects, config)}" if defects.keys() & set(_LABEL_REASONS) else ""
+    _check_share("objects", defects, objects.kept + sum(defects.values()), config, hint)
 
 
-def dump_rejects(outcomes: Sequence[PhotoOutcome]) -> str:
-    """Write one JSON line for each reject, in the order of the photos."""
-    rejects = (asdict(reject) for outcome in outcomes for reject in outcome.rejects)
+def dump_rejects(outcomes: Sequence[PhotoOutcome], config: DataConfig) -> str:
+    """Write one JSON line for each reject, in the order of the photos; ignored labels are none."""
+    rejects = (asdict(each) for outcome in outcomes for each in outcome.rejects if not _is_ignored(each, config))
     return "".join(json.dumps(reject, ensure_ascii=False, sort_keys=True) + "\n" for reject in rejects)
 
 
@@ -114,13 +160,73 @@ def dump_report(report: ConversionReport) -> str:
     return json.dumps(asdict(report), ensure_ascii=False, sort_keys=True, indent=2) + "\n"
 
 
-def _check_share(what: str, reasons: Mapping[str, int], seen: int, config: DataConfig) -> None:
+def _count_objects(photos: Sequence[ConvertedPhoto], rejects: Sequence[Reject], config: DataConfig) -> ObjectCounts:
+    objects = [item for photo in photos for item in photo.view.objects]
+    object_rejects = [reject for reject in rejects if reject.index is not None]
+    unknown = Counter(reject.detail for reject in object_rejects if reject.reason in _LABEL_REASONS)
+    return ObjectCounts(
+        kept=len(objects),
+        clipped=sum(photo.clipped for photo in photos),
+        rejected=_count(reject.reason for reject in object_rejects if not _is_ignored(reject, config)),
+        ignored=sum(_is_ignored(reject, config) for reject in object_rejects),
+        unknown_labels=_by_frequency(unknown),
+        respelled=_by_frequency(Counter(label for photo in photos for label in photo.respelled)),
+        labels=_count(item.desc for item in objects),
+    )
+
+
+def _is_ignored(reject: Reject, config: DataConfig) -> bool:
+    return reject.reason in _LABEL_REASONS and config.unknown_label_policy == "ignore"
+
+
+def _defects(outcome: PhotoOutcome, config: DataConfig) -> Iterator[Reject]:
+    """The objects of a photo that should have been kept and are not."""
+    for reject in outcome.rejects:
+        if reject.index is not None and reject.reason != "duplicate" and not _is_ignored(reject, config):
+            yield reject
+
+
+def _check_kept(objects: ObjectCounts, defects: int, config: DataConfig) -> None:
+    if objects.kept > _FEWEST_KEPT * (objects.kept + defects):
+        return
+    rejected = {reason: count for reason, count in objects.rejected.items() if reason != "duplicate"}
+    labels = f"; they have {_unknown_labels(objects, config)}" if objects.unknown_labels else ""
+    if not defects + objects.ignored:
+        raise DataError(
+            f"no photo of {config.vendor_dir} that can be used shows any object, so there is nothing to learn; correct "
+            f"vendor_dir, or see {config.data_root}/{REJECTS_FILE}"
+        )
+    raise DataError(
+        f"{objects.kept} of {objects.kept + defects + objects.ignored} objects kept, too few to learn from: rejected "
+        f"{rejected}, ignored {objects.ignored}{labels}; see {config.data_root}/{REJECTS_FILE}"
+    )
+
+
+def _unknown_labels(objects: ObjectCounts, config: DataConfig) -> str:
+    return (
+        f"labels outside {config.label_hierarchy_file}: {_list_labels(objects.unknown_labels)}; correct "
+        f"label_hierarchy_file or token_map_file ({config.token_map_file}), or add the labels to them"
+    )
+
+
+def _list_labels(counts: Mapping[str, int]) -> str:
+    """The most frequent of some labels, or of what is said of them, with their numbers of objects."""
+    shown = [f"{text} ({count})" for text, count in list(counts.items())[:_LABELS_SHOWN]]
+    return ", ".join(shown) + (", …" if len(counts) > _LABELS_SHOWN else "")
+
+
+def _check_share(what: str, reasons: Mapping[str, int], seen: int, config: DataConfig, hint: str = "") -> None:
     rejected = sum(reasons.values())
     if rejected > config.max_reject_share * seen:
         raise DataError(
             f"{rejected} of {seen} {what} rejected {dict(reasons)}, over max_reject_share "
             f"{config.max_reject_share}; see {config.data_root}/{REJECTS_FILE}, repair the files or raise the share"
+            + hint
         )
+
+
+def _by_frequency(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _count(values: Iterable[str]) -> dict[str, int]:

@@ -9,34 +9,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from bbu.config.domains import DataConfig, keys_used_for
+from bbu.conversion.drop import check_scale, choose_frames, frame_warnings, scale_warnings
 from bbu.conversion.labels import load_rules
+from bbu.conversion.outputs import check_outputs
 from bbu.conversion.photo import ConvertedPhoto, PhotoOutcome, convert_photo, dump_outcome, parse_outcome
 from bbu.conversion.report import (
-    REJECTS_FILE,
-    REPORT_FILE,
     ConversionReport,
-    check_rejects,
+    check_report,
     count_outcomes,
     dump_rejects,
     dump_report,
+    find_warnings,
+    is_in_records,
 )
-from bbu.conversion.split import site_of, val_sites
+from bbu.conversion.split import moved_sites, site_of, val_sites
 from bbu.conversion.teachers import choose_teachers
 from bbu.conversion.vendor import list_photos
 from bbu.errors import DataError
 from bbu.run.files import write_atomic
-from bbu.schema import View, dump_line, photos_hash_path
+from bbu.schema import REJECTS_FILE, REPORT_FILE, SHARD_FOLDER, View, dump_line, photos_hash_path
 
-SHARD_FOLDER = ".shards"
-_SHARD_FORMAT = 2
-"""Form of a shard's lines, part of its fingerprint. Shards of form 1 hold no hashes of photos: they are made again."""
+_SHARD_FORMAT = 3
+"""Form of a shard's lines, part of its fingerprint. Shards of an older form are made again: form 1 holds no hashes of
+photos, form 2 was made without the checks of damage, scale and EXIF frame."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class _Split:
     """Some of `train`, as worked examples."""
     val_sites: list[str]
     """Sorted names of the sites whose photos are all in `val`."""
+    warnings: list[str]
+    """What somebody should look at."""
 
 
 def convert_shard(config: DataConfig, shard: int, shards: int) -> Path:
@@ -65,6 +69,7 @@ def convert_shard(config: DataConfig, shard: int, shards: int) -> Path:
     Raises:
         DataError: there are no photos, or the label files are not usable.
     """
+    check_outputs(config)
     names = _photo_names(config)[shard::shards]
     convert = partial(convert_photo, config=config, rules=load_rules(config))
     header = {"fingerprint": _fingerprint(config), "photos": len(names)}
@@ -96,22 +101,32 @@ def merge_shards(config: DataConfig, shards: int) -> ConversionReport:
         The report, as it is written.
 
     Raises:
-        DataError: a shard is missing or was made from other settings or photos; or, after everything is written,
-            more was rejected than the config allows.
+        DataError: a shard is missing or was made from other settings or photos; or less was kept, or more rejected,
+            than the config allows: then the reports are written, and the records files stay as they are.
     """
-    outcomes = sorted(_read_shards(config, shards), key=lambda outcome: outcome.name)
+    check_outputs(config)
+    outcomes, exif = choose_frames(sorted(_read_shards(config, shards), key=lambda outcome: outcome.name))
+    photos, objects = count_outcomes(outcomes, config)
+    refused = ConversionReport(photos, objects, exif, written={}, val_sites=[], warnings=[])
+    warnings = [*frame_warnings(exif), *scale_warnings(outcomes), *find_warnings(refused, config)]
+    root = Path(config.data_root)
+    _write_file(root / REJECTS_FILE, dump_rejects(outcomes, config))
+    _write_file(root / REPORT_FILE, dump_report(replace(refused, warnings=warnings)))
+    check_scale(outcomes)
+    check_report(refused, config)
     split = _split_photos(outcomes, config)
     files = {config.train_file: split.train, config.val_file: split.val, config.teacher_file: split.teachers}
     sha256 = {photo.view.images[0]: photo.sha256 for photo in _photos(outcomes)}
-    photos, objects = count_outcomes(outcomes, config)
-    report = ConversionReport(photos, objects, {name: len(views) for name, views in files.items()}, split.val_sites)
-    root = Path(config.data_root)
     for name, views in files.items():
         _write_file(root / name, "".join(map(dump_line, views)))
         _write_file(photos_hash_path(root / name), _hash_photos(views, sha256) + "\n")
-    _write_file(root / REJECTS_FILE, dump_rejects(outcomes))
+    report = replace(
+        refused,
+        written={name: len(views) for name, views in files.items()},
+        val_sites=split.val_sites,
+        warnings=warnings + split.warnings,
+    )
     _write_file(root / REPORT_FILE, dump_report(report))
-    check_rejects(report, config)
     return report
 
 
@@ -179,12 +194,31 @@ def _split_photos(outcomes: Sequence[PhotoOutcome], config: DataConfig) -> _Spli
     site_and_view = [
         (site_of(outcome.name, config.site_pattern), outcome.photo.view)
         for outcome in outcomes
-        if outcome.photo and (outcome.photo.view.objects or config.keep_negatives)
+        if outcome.photo and is_in_records(outcome, config)
     ]
-    chosen = val_sites((site for site, _ in site_and_view), config.val_ratio, config.split_seed)
+    sites = [site for site, _ in site_and_view]
+    chosen = val_sites(sites, config.val_ratio, config.split_seed)
     train = [view for site, view in site_and_view if site not in chosen]
     val = [view for site, view in site_and_view if site in chosen]
-    return _Split(train, val, choose_teachers(train, config.teacher_pool_size, config.split_seed), sorted(chosen))
+    teachers = choose_teachers(train, config.teacher_pool_size, config.split_seed)
+    return _Split(train, val, teachers, sorted(chosen), list(_split_warnings(sites, train, val, config)))
+
+
+def _split_warnings(
+    sites: Sequence[str], train: Sequence[View], val: Sequence[View], config: DataConfig
+) -> Iterator[str]:
+    if not any(view.objects for view in train):
+        raise DataError(
+            f"all objects are in {config.val_file}, so there is nothing to learn; set another split_seed or a lower "
+            "val_ratio"
+        )
+    if val and not any(view.objects for view in val):
+        yield f"{config.val_file} shows no object, so that nothing can be scored; another split_seed gives other sites"
+    for site in moved_sites(sites, config.val_ratio, config.split_seed):
+        yield (
+            f"too few sites for val_ratio {config.val_ratio}: {site} changed sides so that train and val both have "
+            "one, and may change back when sites are added"
+        )
 
 
 def _hash_photos(views: Sequence[View], sha256: dict[str, str]) -> str:

@@ -19,25 +19,41 @@ def site_of(name: str, pattern: str) -> str:
 
 
 def val_sites(sites: Iterable[str], ratio: float, seed: int) -> frozenset[str]:
-    """Choose a share of the sites for validation, at least one and not all of them.
+    """Choose the sites for validation: those whose hash with the seed is below the ratio.
 
-    They are chosen by a hash of seed and site, so that most sites stay where they are when others are added.
+    So a site stays where it is when others are added, and many sites come to a share of `ratio`. Where no site is below
+    it, the one nearest to it goes to validation; where all are, the one nearest to 1 stays in training.
 
     Args:
         sites: the site of each photo, in any order.
-        ratio: share of the sites, 0 to 1; 0 chooses none.
+        ratio: expected share of the sites, 0 to 1; 0 chooses none.
         seed: another seed gives another choice.
 
     Raises:
         DataError: there is a single site, which cannot be split.
     """
-    unique = sorted(set(sites), key=lambda site: stable_hash(seed, site))
+    unique = sorted(set(sites), key=lambda site: _place(site, seed))
     if ratio == 0 or not unique:
         return frozenset()
     if len(unique) == 1:
         raise DataError(f"all photos are of one site ({unique[0]}); correct site_pattern or set val_ratio to 0")
-    count = min(max(round(ratio * len(unique)), 1), len(unique) - 1)
-    return frozenset(unique[:count])
+    below = sum(_place(site, seed) < ratio for site in unique)
+    return frozenset(unique[: min(max(below, 1), len(unique) - 1)])
+
+
+def moved_sites(sites: Iterable[str], ratio: float, seed: int) -> list[str]:
+    """List the sites that `val_sites` put on the other side than their hash says, because it was empty: one at most.
+
+    Such a site may go back when sites are added.
+    """
+    unique = set(sites)
+    chosen = val_sites(unique, ratio, seed)
+    return [site for site in sorted(unique) if ratio and (site in chosen) != (_place(site, seed) < ratio)]
+
+
+def _place(site: str, seed: int) -> float:
+    """A number in 0..1 that depends on seed and site alone."""
+    return int(stable_hash(seed, site)[:13], 16) / 16**13  # 52 bits: what a float holds
 
 
 def stable_hash(seed: int, text: str) -> str:

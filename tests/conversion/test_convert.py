@@ -191,10 +191,74 @@ def test_response_types_choose_the_levels(vendor: Path, tmp_path: Path) -> None:
     assert "螺丝连接点" in labels(report) and not any("/" in label for label in labels(report))
 
 
-def test_too_many_rejected_photos_refuse_after_writing_everything(vendor: Path, tmp_path: Path) -> None:
+def test_a_refused_conversion_writes_its_reports_and_leaves_the_records_as_they_are(
+    vendor: Path, tmp_path: Path
+) -> None:
+    convert_whole(config_for(vendor, tmp_path))
+    names = [f"{part}.{end}" for part in ("train", "val", "teacher") for end in ("jsonl", "photos.sha256")]
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    (tmp_path / "rejects.jsonl").unlink()
     with pytest.raises(DataError, match="2 of 26 photos rejected"):
-        convert_whole(config_for(vendor, tmp_path, max_reject_share=0.05))
-    assert (tmp_path / "train.jsonl").is_file() and (tmp_path / "rejects.jsonl").is_file()
+        convert_whole(config_for(vendor, tmp_path, max_reject_share=0.05, split_seed=1, response_types=["object_type"]))
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
+    report = json.loads((tmp_path / "conversion_report.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "rejects.jsonl").is_file() and report["written"] == {}
+
+
+def test_a_label_file_in_the_wrong_language_is_refused_and_named(vendor: Path, tmp_path: Path) -> None:
+    settings = config_for(vendor, tmp_path, label_hierarchy_file="hierarchy_en", max_reject_share=1.0)
+    with pytest.raises(DataError, match=r"0 of .* objects kept.*outside hierarchy_en: '螺丝连接点' is not in"):
+        convert_whole(settings)
+    assert not (tmp_path / "train.jsonl").exists()
+
+
+def half_turned(vendor: Path, stem: str) -> None:
+    """Write a photo that EXIF turns by half, with a box on its red corner as the file stores it."""
+    image = Image.new("RGB", (280, 140), "grey")
+    image.paste((255, 0, 0), (0, 0, 56, 28))
+    exif = Image.Exif()
+    exif[274] = 3
+    image.save(vendor / f"{stem}.jpeg", exif=exif)
+    item = {"coordinates": [[0, 0], [56, 28]], "properties": {"标签": "BBU品牌/华为"}}
+    data = {"info": {"width": 280, "height": 140}, "dataList": [item]}
+    (vendor / f"{stem}.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize(("decided", "frame"), [(False, "upright"), (True, "stored")])
+def test_photos_that_cannot_decide_their_frame_follow_the_others(
+    tmp_path: Path, shards: int, decided: bool, frame: str
+) -> None:
+    vendor = tmp_path / "vendor"
+    vendor.mkdir()
+    half_turned(vendor, "S1-1")
+    half_turned(vendor, "S2-1")
+    if decided:  # a quarter turn whose JSON states the stored size
+        half_turned(vendor, "S3-1")
+        with Image.open(vendor / "S3-1.jpeg") as image:
+            image.load()
+            exif = image.getexif()
+            exif[274] = 6
+            image.save(vendor / "S3-1.jpeg", exif=exif)
+    report = convert_whole(config_for(vendor, tmp_path / "data", val_ratio=0.0), shards)
+    assert (report.exif.undecided, report.exif.frame) == (2, frame)
+    assert "EXIF" in report.warnings[0] and ("other photos" in report.warnings[0]) == decided
+    records = {r.student.images[0]: r.student for r in read_records(tmp_path / "data/train.jsonl")}
+    box = (224, 112, 280, 140) if decided else (0, 0, 56, 28)
+    scale = records["ds_rescaled/S1-1.jpeg"].width / 280
+    assert records["ds_rescaled/S1-1.jpeg"].objects[0].bbox_2d == pytest.approx([c * scale for c in box], abs=1)
+
+
+@pytest.mark.parametrize(("exif_frame", "box"), [("stored", (224, 112, 280, 140)), ("upright", (0, 0, 56, 28))])
+def test_the_config_can_decide_the_frame(tmp_path: Path, exif_frame: str, box: tuple[int, ...]) -> None:
+    vendor = tmp_path / "vendor"
+    vendor.mkdir()
+    half_turned(vendor, "S1-1")
+    report = convert_whole(config_for(vendor, tmp_path / "data", val_ratio=0.0, exif_frame=exif_frame))
+    (record,) = read_records(tmp_path / "data/train.jsonl")
+    scale = record.student.width / 280
+    assert record.student.objects[0].bbox_2d == pytest.approx([c * scale for c in box], abs=1)
+    assert report.exif.undecided == 0 and not report.warnings
 
 
 def test_merge_names_the_missing_shards(vendor: Path, tmp_path: Path) -> None:

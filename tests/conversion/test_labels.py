@@ -83,6 +83,37 @@ def test_label_outside_the_hierarchy_has_its_reason(label: str, reason: str) -> 
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("label", "description"),
+    [
+        ("连接点(螺丝)/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/安装正确"),
+        ("连接点（螺丝）／BBU安装螺丝／连接正确", "螺丝连接点/BBU安装螺丝/安装正确"),
+        ("连接点(螺丝)/ＢＢＵ安装螺丝/连接错误", "螺丝连接点/BBU安装螺丝/安装错误"),
+        ("\u3000BBU品牌\u200b/华\ufeff为", "bbu基带处理单元/华为"),
+        ("螺丝连接点/BBU安装螺丝/安装正\u200b确", "螺丝连接点/BBU安装螺丝/安装正确"),
+    ],
+)
+def test_other_widths_and_invisible_signs_are_read_without_them_and_named(label: str, description: str) -> None:
+    rules = load_rules(config())
+    assert rules.describe(zh(label)) == description and rules.respelled(zh(label)) == [label]
+
+
+@pytest.mark.parametrize(
+    "label", ["BBU品牌/华为/", "/BBU品牌//华为", " 机柜空间 / 满载 ", "标签/清晰／旧", "线缆/光纤/ＯＫ"]
+)
+def test_a_label_that_the_files_know_is_not_respelled(label: str) -> None:
+    assert load_rules(config()).respelled(zh(label)) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "near"),
+    [("连接点螺丝/BBU安装螺丝", "连接点（螺丝）"), ("BBU品牌/华为公司", "华为"), ("机框空间/满载", "机柜空间")],
+)
+def test_an_unknown_label_names_the_nearest_one(label: str, near: str) -> None:
+    with pytest.raises(Unusable, match=f"did you mean '{near}'"):
+        load_rules(config()).describe(zh(label))
+
+
 def test_object_without_a_label_in_the_chosen_language_is_rejected() -> None:
     with pytest.raises(Unusable) as caught:
         load_rules(config(language="en")).describe(zh("BBU品牌/华为"))

@@ -1,18 +1,15 @@
-"""What becomes of a box: its frame, the border, tiny and empty ones, duplicates."""
+"""What becomes of a box: the border, tiny and empty ones, duplicates."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import pytest
-from PIL import Image
 
-from bbu.boxes import turn_box
 from bbu.config.domains import DataConfig
 from bbu.config.read import load_config
-from bbu.conversion.images import TRANSPOSES
 from bbu.conversion.labels import load_rules
-from bbu.conversion.plan import PhotoPlan, choose_frame, plan_photo
+from bbu.conversion.plan import PhotoPlan, plan_photo
 from bbu.conversion.vendor import Unusable, VendorObject, VendorPhoto
 from bbu.schema import Box
 
@@ -28,39 +25,11 @@ def config(**changes: object) -> DataConfig:
 
 def plan(*boxes: Box, stored: tuple[int, int] = (168, 112), **changes: object) -> PhotoPlan:
     settings = config(**changes)
-    return plan_photo(photo(stored, *boxes), stored, 1, load_rules(settings), settings)
+    return plan_photo(photo(stored, *boxes), stored, 1, "upright", load_rules(settings), settings)
 
 
 def reasons(planned: PhotoPlan) -> list[str]:
     return [reject.reason for reject in planned.rejects]
-
-
-@pytest.mark.parametrize(
-    ("vendor", "orientation", "box", "frame"),
-    [
-        ((60, 40), 1, (0, 0, 9, 9), "upright"),
-        ((40, 60), 1, (0, 0, 9, 9), "swapped"),
-        ((40, 60), 6, (0, 0, 9, 9), "upright"),
-        ((60, 40), 6, (0, 0, 9, 9), "stored"),
-        ((60, 40), 6, (0, 45, 9, 59), "swapped"),
-        ((60, 40), 3, (0, 0, 9, 9), "upright"),
-    ],
-)
-def test_frame_is_chosen_by_exact_match(vendor, orientation, box, frame) -> None:
-    assert choose_frame(photo(vendor, box), (60, 40), orientation) == frame
-
-
-def test_size_that_fits_neither_way_is_rejected() -> None:
-    with pytest.raises(Unusable) as caught:
-        choose_frame(photo((61, 40)), (60, 40), 1)
-    assert caught.value.reason == "size_mismatch"
-
-
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_stored_box_turns_with_the_pixels(orientation: int) -> None:
-    stored = Image.new("L", (60, 40))
-    stored.paste(255, (5, 10, 25, 17))
-    assert stored.transpose(TRANSPOSES[orientation]).getbbox() == turn_box((5, 10, 25, 17), (60, 40), orientation)
 
 
 def test_too_elongated_picture_is_rejected_and_not_a_crash() -> None:
@@ -87,11 +56,26 @@ def test_empty_box_is_dropped_with_its_reason() -> None:
     assert reasons(plan((10, 10, 10, 20))) == ["empty_box"]
 
 
-@pytest.mark.parametrize("corner", [(0.0, 0.0), (50.2, 50.2), (167.8, 111.8)])
-def test_tiny_box_is_kept_at_one_pixel_inside_the_image(corner: tuple[float, float]) -> None:
+LARGE = (1680, 1120)  # ten times the limit on each side
+
+
+@pytest.mark.parametrize("corner", [(0.0, 0.0), (502.5, 502.5), (1678.0, 1118.0)])
+def test_box_that_resizing_makes_tiny_is_kept_at_one_pixel_inside_the_image(corner: tuple[float, float]) -> None:
     x, y = corner
-    x1, y1, x2, y2 = plan((x, y, x + 0.2, y + 0.2)).objects[0].bbox_2d
-    assert x2 - x1 == 1 and y2 - y1 == 1 and x1 >= 0 and y1 >= 0 and x2 <= 168 and y2 <= 112
+    planned = plan((x, y, x + 2, y + 2), stored=LARGE)
+    x1, y1, x2, y2 = planned.objects[0].bbox_2d
+    assert x2 - x1 == 1 and y2 - y1 == 1
+    assert x1 >= 0 and y1 >= 0 and x2 <= planned.resize.width < 300 and y2 <= planned.resize.height
+
+
+@pytest.mark.parametrize("box", [(50, 50, 50.9, 80), (50, 50, 80, 50.5), (0.2, 0.2, 0.8, 0.8), (-9, 5, 0.5, 40)])
+@pytest.mark.parametrize("least", [0.0, 1.0, 6.0])
+def test_box_under_one_pixel_of_the_photo_is_no_box_whatever_the_least_side(box: Box, least: float) -> None:
+    assert reasons(plan(box, stored=LARGE, min_box_side=least, min_visible_ratio=0.0)) == ["subpixel_box"]
+
+
+def test_box_of_just_one_pixel_is_one() -> None:
+    assert not reasons(plan((99.7, 5, 100.7, 6), stored=LARGE))
 
 
 def test_least_side_widens_around_the_middle() -> None:

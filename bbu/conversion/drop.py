@@ -1,0 +1,107 @@
+"""Decides what only all photos of a drop say together: the EXIF frame of some, and whether numbers are pixels at all.
+
+The merge decides it, from the outcomes of all shards, so that the number of shards has no influence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bbu.conversion.photo import PhotoOutcome
+from bbu.errors import DataError
+
+_PERCENT, _THOUSANDTHS = 100, 1000
+_FEWEST_FOR_PERCENT = 3
+"""Photos with objects from which on it is no chance that every box of every photo lies in a corner."""
+_FEWEST_FOR_THOUSANDTHS = 10
+"""The same for thousandths, whose corner is a larger part of a photo."""
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """How the boxes of the photos were read that EXIF turns without a change of their size."""
+
+    undecided: int
+    """Photos with boxes whose frame their own size does not decide."""
+    frame: str
+    """The frame that was taken for them: upright or stored."""
+    upright_photos: int
+    """Photos turned by EXIF whose size says that their boxes are in the upright frame."""
+    stored_photos: int
+    """Photos turned by EXIF whose size says that their boxes are in the stored frame."""
+
+
+def choose_frames(outcomes: Sequence[PhotoOutcome]) -> tuple[list[PhotoOutcome], FrameChoice]:
+    """Choose a frame for the photos that cannot decide it: the one that all others speak for, else upright.
+
+    Returns:
+        The outcomes in the same order, each with one frame; how it was chosen.
+    """
+    stored = sum(_speaks_for(outcome, stored=True) for outcome in outcomes)
+    upright = sum(_speaks_for(outcome, stored=False) for outcome in outcomes)
+    takes_stored = stored > 0 and upright == 0
+    undecided = sum(outcome.stored is not None for outcome in outcomes)
+    chosen = [outcome.stored if takes_stored and outcome.stored else outcome for outcome in outcomes]
+    return chosen, FrameChoice(undecided, "stored" if takes_stored else "upright", upright, stored)
+
+
+def frame_warnings(choice: FrameChoice) -> list[str]:
+    """Say how the photos that cannot decide their EXIF frame were read, and how sure that is."""
+    if not choice.undecided:
+        return []
+    text = (
+        f"{choice.undecided} photos: EXIF orientation turns them without a change of size, so that the size does not "
+        f"say whether their boxes are upright or as stored; read as {choice.frame}"
+    )
+    others = choice.upright_photos + choice.stored_photos
+    if not others:
+        return [f"{text}: look at some of them, and set exif_frame if it is wrong"]
+    if choice.upright_photos and choice.stored_photos:
+        split = f"{choice.upright_photos} are upright and {choice.stored_photos} as stored"
+        return [f"{text}: of the other turned photos {split}; look at some of them, and set exif_frame if it is wrong"]
+    return [f"{text}, as the {others} other photos that EXIF turns"]
+
+
+def scale_warnings(outcomes: Sequence[PhotoOutcome]) -> list[str]:
+    """Name the photos whose boxes may be percent or thousandths of the image instead of pixels."""
+    scales = _scales(outcomes)
+    warnings = []
+    if percent := [name for name, scale in scales.items() if scale == _PERCENT]:
+        shown = ", ".join(percent[:_NAMES_SHOWN]) + (", …" if len(percent) > _NAMES_SHOWN else "")
+        warnings.append(
+            f"{len(percent)} of {len(scales)} photos with objects have all boxes within 0..100, far inside a large "
+            f"photo: are they percent instead of pixels? ({shown})"
+        )
+    if len(scales) >= _FEWEST_FOR_THOUSANDTHS and all(scales.values()) and _THOUSANDTHS in scales.values():
+        warnings.append(
+            f"all {len(scales)} photos with objects have all boxes within 0..1000, far inside large photos: are they "
+            "thousandths of the image instead of pixels?"
+        )
+    return warnings
+
+
+def check_scale(outcomes: Sequence[PhotoOutcome]) -> None:
+    """Check that the boxes of a whole drop are not percent.
+
+    Raises:
+        DataError: every box of every photo lies within 0..100, in photos much larger than that.
+    """
+    scales = _scales(outcomes)
+    if len(scales) >= _FEWEST_FOR_PERCENT and set(scales.values()) == {_PERCENT}:
+        raise DataError(
+            f"all boxes of all {len(scales)} photos with objects lie within 0..100, in photos much larger than that: "
+            "they are percent of the image, not pixels; change the vendor's files to pixels"
+        )
+
+
+def _scales(outcomes: Sequence[PhotoOutcome]) -> dict[str, int]:
+    """Photo with objects → the scale that its boxes may be in; see `suspected_scale`."""
+    return {o.name: o.photo.scale for o in outcomes if o.photo and o.photo.view.objects}
+
+
+def _speaks_for(outcome: PhotoOutcome, *, stored: bool) -> bool:
+    """Whether a photo's own size says that its boxes are in the stored frame, or that they are in the upright one."""
+    photo = outcome.photo
+    return photo is not None and photo.decides_frame and (photo.frame == "stored") == stored

@@ -1,0 +1,51 @@
+"""Coordinates that are no pixels: shares of the image, percent, thousandths."""
+
+from __future__ import annotations
+
+import pytest
+
+from bbu.conversion.coordinates import check_shares, suspected_scale
+from bbu.conversion.vendor import Unusable, VendorObject, VendorPhoto
+from bbu.schema import Box
+
+PIXELS = (1200, 900, 2000, 1500)
+CORNER = (0, 0, 1, 1)
+
+
+def photo(*boxes: Box, size: tuple[int, int] = (4000, 3000)) -> VendorPhoto:
+    return VendorPhoto("p", *size, "A", tuple(VendorObject(i, box, {}, {}) for i, box in enumerate(boxes)))
+
+
+@pytest.mark.parametrize(
+    "boxes", [[(0.1, 0.2, 0.5, 0.6)], [(0, 0, 1, 1), (0.5, 0.5, 0.6, 0.6)], [(-0.05, 0.5, 1.1, 1.02)]]
+)
+def test_boxes_that_all_lie_within_the_first_pixel_are_shares(boxes: list[Box]) -> None:
+    with pytest.raises(Unusable, match=r"0\.\.1") as caught:
+        check_shares(photo(*boxes))
+    assert caught.value.reason == "shares_of_image"
+
+
+@pytest.mark.parametrize("boxes", [[], [CORNER, PIXELS], [(0, 0, 2, 2)]])
+def test_a_small_box_beside_another_is_no_share(boxes: list[Box]) -> None:
+    check_shares(photo(*boxes))
+
+
+def test_in_a_photo_of_a_few_pixels_a_box_of_one_pixel_is_no_share() -> None:
+    check_shares(photo(CORNER, size=(9, 9)))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "size", "scale"),
+    [
+        ([(15.6, 12.5, 46.9, 54.2)], (640, 480), 100),
+        ([(0, 0, 100, 100)], (4000, 3000), 100),
+        ([(0, 0, 100, 101)], (640, 480), 0),
+        ([(0, 0, 90, 90)], (200, 200), 0),
+        ([(10, 10, 50, 50), (50, 50, 999, 1000)], (4000, 3000), 1000),
+        ([(10, 10, 50, 50), (50, 50, 999, 1000)], (1600, 1200), 0),
+        ([(10, 10, 50, 50), PIXELS], (4000, 3000), 0),
+        ([], (4000, 3000), 0),
+    ],
+)
+def test_a_scale_is_suspected_where_all_boxes_fit_it_far_inside_the_photo(boxes, size, scale) -> None:
+    assert suspected_scale(photo(*boxes, size=size)) == scale
