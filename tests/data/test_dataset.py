@@ -144,7 +144,29 @@ def test_a_question_is_the_prefix_of_the_trained_conversation(make_config, token
 
 def test_a_missing_photo_is_named(load, data_root):
     (data_root / "images/s1.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 images are missing, for example images/s1.jpg"):
+    with pytest.raises(DataError, match=r"train\.jsonl: 1 images are missing, for example images/s1.jpg \(line 2\)"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "val.jsonl", "teacher.jsonl"])
+def test_a_file_in_another_encoding_is_named_with_its_line(load, data_root, name):
+    text = (data_root / name).read_text(encoding="utf-8")
+    (data_root / name).write_text(text, encoding="gbk")
+    with pytest.raises(DataError, match=rf"{name}:1: not UTF-8"):
+        load("eval" if name == "val.jsonl" else "train", teacher_ratio=1.0)
+
+
+def test_a_photo_listed_twice_is_trained_on_twice_but_never_scored_twice(load, data_root):
+    for name in ("train.jsonl", "val.jsonl"):
+        write_jsonl(data_root / name, [view("images/s0.jpg"), view("images/./s0.jpg")])
+    assert len(load()) == 2
+    with pytest.raises(DataError, match=r"val\.jsonl:2: .* listed in line 1 already"):
+        load("eval")
+
+
+def test_an_image_that_no_model_takes_is_named_with_its_record(load, data_root):
+    write_jsonl(data_root / "train.jsonl", [view("images/s0.jpg") | {"width": 6000, "height": 20}])
+    with pytest.raises(DataError, match=r"train\.jsonl\[0\] images/s0\.jpg: .*more elongated"):
         load()
 
 
@@ -181,3 +203,6 @@ def test_no_record_at_all_is_refused(load, data_root):
     write_jsonl(data_root / "train.jsonl", [])
     with pytest.raises(DataError, match="no record to train on"):
         load()
+    write_jsonl(data_root / "val.jsonl", [])
+    with pytest.raises(DataError, match="no record to validate on"):
+        load("eval")

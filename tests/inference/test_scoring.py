@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bbu.config.read import load_config
 from bbu.conversion.shards import convert_shard, merge_shards
-from bbu.errors import CheckpointError
-from bbu.inference.scoring import _SCORE_CODE, CheckpointScorer, checkpoints_to_score
+from bbu.errors import CheckpointError, DataError
+from bbu.evaluation.predictions import Prediction
+from bbu.inference.scoring import _SCORE_CODE, CheckpointScorer, _PhotoPredictor, checkpoints_to_score
 from bbu.run.folder import RunFolder
 from bbu.run.provenance import computing_code_hash
+from bbu.schema import View
 from tests.commands import ROOT, Demo
 from tests.test_structure import imported_names
 
@@ -64,6 +68,59 @@ def test_settings_that_a_score_depends_on_are_in_the_key_and_others_are_not(demo
     assert key_of(demo, run, "llm_lr=1e-4", "generation_batch_size=1", "run_name=b") == first
     others = [key_of(demo, run, setting) for setting in ("eval_iou_threshold=0.75", "max_eval_examples=2")]
     assert len({first, key_of(demo, run, source="head"), *others}) == 4
+
+
+def scorer(demo: Demo, run: Path, *settings: str, num_teachers: int = 0) -> CheckpointScorer:
+    key_of(demo, run)
+    return CheckpointScorer(
+        run / "checkpoint-3", load_config("smoke", overrides=[*demo.settings, *settings]), num_teachers
+    )
+
+
+def test_ground_truth_that_cannot_be_scored_is_refused_before_anything_is_predicted(demo: Demo, tmp_path: Path):
+    data = Path(shutil.copytree(demo.root / "data", tmp_path / "data"))
+    run, val = tmp_path / "output-a", data / "val.jsonl"
+    first, *others = val.read_text(encoding="utf-8").splitlines(keepends=True)
+    val.write_text("".join([first, *others, first.replace("ds_rescaled/", "./ds_rescaled//")]), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"val\.jsonl:{len(others) + 2}: .* is listed in line 1 already"):
+        scorer(demo, run, f"data_root={data}").score("answer")
+    val.write_text("\n")
+    with pytest.raises(DataError, match="no record to score"):
+        scorer(demo, run, f"data_root={data}").score("answer")
+    assert not list(run.glob("eval/**/claims/*"))
+
+
+def test_a_photo_that_the_prompt_shows_with_its_answer_is_not_scored(demo: Demo, tmp_path: Path):
+    settings = "teacher_file=val.jsonl"
+    scorer(demo, tmp_path / "output-a", settings)._plan("answer")
+    with pytest.raises(DataError, match="is a worked example and is to be scored too"):
+        scorer(demo, tmp_path / "output-a", settings, num_teachers=1)._plan("answer")
+
+
+def test_tensorboard_has_one_point_a_step_and_no_score_on_other_photos(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = RunFolder(tmp_path / "output-a").create()
+    run.config.write_text(yaml.safe_dump(load_config("smoke", overrides=demo.settings).as_flat()))
+    monkeypatch.setattr(_PhotoPredictor, "predict_batches", predict_nothing)
+    for code, settings in (
+        ("old", ()),
+        ("new", ()),
+        ("new", ("val_file=train.jsonl",)),
+        ("new", ("max_eval_examples=1",)),
+    ):
+        monkeypatch.setattr("bbu.inference.scoring._score_code_hash", lambda code=code: code)
+        score = scorer(demo, run.root, *settings).score("answer")
+        assert score is not None and score.is_new
+        assert score.differs == tuple(setting.partition("=")[0] for setting in settings)
+        assert ("not in TensorBoard" in score.mark) == bool(settings)
+    points = EventAccumulator(str(run.tensorboard / "eval/answer")).Reload().Scalars("detection/class_aware/f1@0.50")
+    assert [(point.step, point.value) for point in points] == [(3, 0.0)]
+    assert len(list(run.tensorboard.rglob("events.*"))) == 1
+
+
+def predict_nothing(self: object, views: Sequence[View], source: str) -> Iterator[list[Prediction]]:
+    yield [Prediction(view.images[0], ()) for view in views]
 
 
 def test_a_comment_anywhere_or_code_that_computes_no_score_scores_nothing_anew(tmp_path: Path):

@@ -39,9 +39,9 @@ def squeue_text(*lines: str) -> str:
     return "".join(rows)
 
 
-def write_score(run: RunFolder, step: int, source: str, f1: float) -> None:
-    """Give a run a score, as bbu.eval writes it."""
+def write_score(run: RunFolder, step: int, source: str, f1: float | None, **facts: str) -> None:
+    """Give a run a score, as bbu.eval writes it, with some facts of its evaluation."""
     folder = run.eval / f"checkpoint-{step}" / f"{source}-abc"
     folder.mkdir(parents=True)
     headline = {"precision": 0.5, "recall": 0.5, "f1": f1, "iou": 0.5}
-    (folder / "metrics.json").write_text(json.dumps({"step": step, "headline": headline}))
+    (folder / "metrics.json").write_text(json.dumps({"step": step, "headline": headline} | facts))

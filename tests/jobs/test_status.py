@@ -56,6 +56,40 @@ def test_compared_runs_show_where_they_differ_and_their_best_the_winner_first(
     assert (tmp_path / "sub/table.md").read_text().startswith("| run")
 
 
+def test_scores_on_other_photos_are_marked_and_apart(
+    run: RunFolder, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    slurm_says("squeue", squeue_text("7 RUNNING"))
+    run.config.write_text(yaml.safe_dump({"run_name": "a", "data_root": str(tmp_path), "val_file": "val.jsonl"}))
+    (tmp_path / "val.jsonl").write_text("")
+    write_score(run, 20, "answer", 0.4)
+    write_score(run, 30, "answer", 1.0, dataset_sha256="train")
+    main(["output-a"])
+    out = capsys.readouterr().out
+    assert "answer 0.400" in out.splitlines()[2] and "1.000" not in out.splitlines()[2]
+    assert "step 30, answer: precision 0.500, recall 0.500, F1 1.000 (other val_file)" in out
+    main(["output-a", "--json"])
+    [report] = json.loads(capsys.readouterr().out)
+    assert [score["step"] for score in report["scores"]] == [20]
+    assert [(score["step"], score["differs"]) for score in report["other_scores"]] == [(30, ["val_file"])]
+
+
+def test_runs_without_a_score_come_last_and_other_validation_files_have_a_column(
+    run: RunFolder, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    slurm_says("squeue", "")
+    for name, f1, dataset in (("b", None, "1" * 64), ("c", 0.1, "2" * 64)):
+        other = RunFolder(tmp_path / f"output-{name}").create()
+        other.config.write_text(yaml.safe_dump({"seed": 1, "llm_lr": 1e-5, "run_name": name}))
+        write_score(other, 10, "answer", f1, dataset_sha256=dataset)
+    write_score(run, 10, "answer", 0.0, dataset_sha256="1" * 64)
+    main(["--compare"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-4:] == ["val", "data", "best", "F1"]
+    assert [line.split()[0] for line in lines[2:]] == ["c", "a", "b"]
+    assert "22222222" in lines[2] and "answer - (step 10)" in lines[4]
+
+
 def test_where_there_is_no_run_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no output-"):
