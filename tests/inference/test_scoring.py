@@ -10,12 +10,12 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bbu.config.read import load_config
+from bbu.config.read import load_config, load_recorded_config
 from bbu.conversion.shards import convert_shard, merge_shards
 from bbu.errors import CheckpointError, DataError
 from bbu.evaluation.predictions import Prediction
 from bbu.inference.scoring import _SCORE_CODE, CheckpointScorer, _PhotoPredictor, checkpoints_to_score
-from bbu.run.folder import RunFolder
+from bbu.run.folder import RUN_CONFIG, RunFolder
 from bbu.run.provenance import computing_code_hash
 from bbu.schema import View
 from tests.commands import ROOT, Demo
@@ -71,10 +71,11 @@ def test_settings_that_a_score_depends_on_are_in_the_key_and_others_are_not(demo
 
 
 def scorer(demo: Demo, run: Path, *settings: str, num_teachers: int = 0) -> CheckpointScorer:
+    """A scorer of checkpoint-3 of a run under the config that the checkpoint recorded, with some settings changed."""
     key_of(demo, run)
-    return CheckpointScorer(
-        run / "checkpoint-3", load_config("smoke", overrides=[*demo.settings, *settings]), num_teachers
-    )
+    recorded = run / "checkpoint-3" / RUN_CONFIG
+    recorded.write_text(yaml.safe_dump(load_config("smoke", overrides=demo.settings).as_flat()))
+    return CheckpointScorer(run / "checkpoint-3", load_recorded_config(recorded, settings), num_teachers)
 
 
 def test_ground_truth_that_cannot_be_scored_is_refused_before_anything_is_predicted(demo: Demo, tmp_path: Path):
@@ -91,7 +92,9 @@ def test_ground_truth_that_cannot_be_scored_is_refused_before_anything_is_predic
 
 
 def test_a_photo_that_the_prompt_shows_with_its_answer_is_not_scored(demo: Demo, tmp_path: Path):
-    settings = "teacher_file=val.jsonl"
+    data = Path(shutil.copytree(demo.root / "data", tmp_path / "data"))
+    shutil.copy(data / "val.jsonl", data / "teacher.jsonl")
+    settings = f"data_root={data}"
     scorer(demo, tmp_path / "output-a", settings)._plan("answer")
     with pytest.raises(DataError, match="is a worked example and is to be scored too"):
         scorer(demo, tmp_path / "output-a", settings, num_teachers=1)._plan("answer")
