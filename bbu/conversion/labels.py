@@ -110,7 +110,15 @@ def _shape(text: str) -> str:
 
 def load_rules(config: DataConfig) -> LabelRules:
     """Read the label files that a config names; raises ConfigError or DataError in one line per problem."""
-    return LabelRules(_load_token_map(config), load_label_scheme(config), config.language)
+    scheme = load_label_scheme(config)
+    names = [*scheme.hierarchy, *(name for names in scheme.hierarchy.values() for name in names)]
+    for name in names:
+        if not name or name != name.strip() or "/" in name:
+            raise DataError(
+                f"{config.label_hierarchy_file}: {name!r} can be no level of a label; leave out slashes, and spaces "
+                "around it"
+            )
+    return LabelRules(_load_token_map(config), scheme, config.language)
 
 
 def _load_token_map(config: DataConfig) -> dict[str, str]:

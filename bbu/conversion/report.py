@@ -78,7 +78,7 @@ class ConversionReport:
     """What somebody should look at, in sentences."""
 
 
-def is_emptied(outcome: PhotoOutcome, config: DataConfig) -> bool:
+def _is_emptied(outcome: PhotoOutcome, config: DataConfig) -> bool:
     """Whether a converted photo lost all its objects to rejects, so that it is no photo that shows none."""
     return outcome.photo is not None and not outcome.photo.view.objects and any(_defects(outcome, config))
 
@@ -87,7 +87,7 @@ def is_in_records(outcome: PhotoOutcome, config: DataConfig) -> bool:
     """Whether a photo has its place in a records file."""
     if outcome.photo is None:
         return False
-    is_set_aside = config.emptied_photo_policy == "set_aside" and is_emptied(outcome, config)
+    is_set_aside = config.emptied_photo_policy == "set_aside" and _is_emptied(outcome, config)
     return bool(outcome.photo.view.objects) or (config.keep_negatives and not is_set_aside)
 
 
@@ -95,7 +95,7 @@ def count_outcomes(outcomes: Sequence[PhotoOutcome], config: DataConfig) -> tupl
     """Count photos and objects, kept and left out, by reason."""
     photos = [outcome.photo for outcome in outcomes if outcome.photo]
     rejects = [reject for outcome in outcomes for reject in outcome.rejects]
-    emptied = sum(is_emptied(outcome, config) for outcome in outcomes)
+    emptied = sum(_is_emptied(outcome, config) for outcome in outcomes)
     photo_counts = PhotoCounts(
         seen=len(outcomes),
         rejected=_count(reject.reason for reject in rejects if reject.index is None),

@@ -133,7 +133,16 @@ def test_bad_rules_say_what_would_be_right(changes: dict, message: str) -> None:
         load_rules(config(**changes))
 
 
-@pytest.mark.parametrize(("key", "text"), [("token_map_file", "a: 1"), ("label_hierarchy_file", "a: b")])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("token_map_file", "a: 1"),
+        ("label_hierarchy_file", "a: b"),
+        ("label_hierarchy_file", "a/b: []"),
+        ("label_hierarchy_file", "a: [b/c]"),
+        ("label_hierarchy_file", "a: [' b']"),
+    ],
+)
 def test_wrong_value_in_a_label_file_is_refused(tmp_path: Path, key: str, text: str) -> None:
     (tmp_path / "labels.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(BBUError, match="must"):
