@@ -163,6 +163,9 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
             kwargs: further arguments of transformers' `save_pretrained`, such as `max_shard_size`.
         """
         weights, head = split_weights(self.state_dict() if state_dict is None else state_dict)
+        if self.config.tie_word_embeddings:
+            # DeepSpeed hands over copies, in which transformers recognises no tied weight and would save it twice.
+            weights = {name: tensor for name, tensor in weights.items() if name not in (self._tied_weights_keys or ())}
         super().save_pretrained(save_directory, is_main_process, weights, **kwargs)
         if is_main_process:
             write_config(Path(save_directory), self.config, _ARCHITECTURE)
@@ -223,13 +226,13 @@ def load_model(
 
 def _with_head(config: Qwen2_5_VLConfig, detection: DetectionConfig | None, path: Path) -> Qwen2_5_VLConfig:
     """Write the requested head into the config in memory; ModelError where the folder has one of another shape."""
+    setattr(config, HEAD_KEY, None)
+    if detection is not None and not detection.detection_enabled:
+        return config
     spec = load_spec(path)
     saved = spec.as_dict() if spec else None
-    if detection is None:
-        setattr(config, HEAD_KEY, saved)
-        return config
-    requested = HeadSpec.from_config(detection).as_dict() if detection.detection_enabled else None
-    if saved and requested and (differences := sorted(k for k in requested if saved.get(k) != requested[k])):
+    requested = HeadSpec.from_config(detection).as_dict() if detection else saved
+    if saved and requested and (differences := sorted(k for k in requested if saved[k] != requested[k])):
         raise ModelError(
             f"{path}: its detection head has another {', '.join(differences)}; use its own run_config.yaml"
         )

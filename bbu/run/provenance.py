@@ -16,7 +16,7 @@ from typing import Any
 from bbu.errors import CheckpointError
 from bbu.run.files import write_atomic
 from bbu.run.folder import RunFolder
-from bbu.strict_json import read_json
+from bbu.strict_json import JsonError, build_dataclass, read_json
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _RECORDED_PACKAGES = (
@@ -66,6 +66,15 @@ def record_start(run: RunFolder, environ: Mapping[str, str], data_files: Iterabl
     # Earlier starts stay as they are, whatever version wrote them.
     starts = _earlier_starts(run)
     write_atomic(run.provenance, json.dumps({"starts": [*starts, asdict(start)]}, ensure_ascii=False, indent=1) + "\n")
+
+
+def latest_start(run: RunFolder) -> RunStart:
+    """Read the newest entry of `provenance.json`; raises CheckpointError where there is none of this version."""
+    starts = _earlier_starts(run)
+    try:
+        return build_dataclass(RunStart, starts[-1] if starts else None)
+    except JsonError as error:
+        raise CheckpointError(f"{run.provenance}: its newest start cannot be read ({error}); start again") from error
 
 
 def _earlier_starts(run: RunFolder) -> list[Any]:

@@ -26,10 +26,11 @@ from bbu.models.attention import check_packing_is_safe
 from bbu.models.model_files import make_readable, save_image_processor, save_tokenizer
 from bbu.models.qwen import BBUModel, check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.models.torch_settings import prepare_torch
+from bbu.reports.model_card import CardFacts, gather_card_facts, write_model_card
 from bbu.run import provenance
 from bbu.run.checkpoints import Checkpoint, clean_leftovers, newest
 from bbu.run.files import write_atomic
-from bbu.run.folder import RUN_CONFIG, RunFolder
+from bbu.run.folder import RUN_CONFIG, RunFolder, checkpoint_step
 from bbu.run.lease import Owner, held_lease
 from bbu.training.arguments import training_arguments
 from bbu.training.metrics import ProgressCallback, StatusCallback, TensorBoardCallback
@@ -132,7 +133,7 @@ class TrainingCoordinator:
                 run=self.run_folder,
                 config=config,
                 image_digest=provenance.image_digest(self._environ),
-                add_model_files=partial(_add_model_files, config=config, tokenizer=tokenizer, processor=processor),
+                add_model_files=self._model_files_writer(tokenizer, processor, arguments.world_size),
                 check_lease=check_lease,
             ),
             stop=self._stop,
@@ -145,6 +146,15 @@ class TrainingCoordinator:
         )
         _log_size(train, model)
         return trainer
+
+    def _model_files_writer(
+        self, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil, world_size: int
+    ) -> Callable[[Path], None]:
+        """Make the function that completes a checkpoint's model folder; rank 0 alone calls it."""
+        if self._rank != 0:
+            return lambda staged: None
+        facts = gather_card_facts(self.run_folder, self._config, world_size)
+        return partial(_add_model_files, run=self.run_folder, facts=facts, tokenizer=tokenizer, processor=processor)
 
     def _load_datasets(
         self, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil
@@ -314,12 +324,19 @@ def _record_start(run: RunFolder, config: DirectConfig, environ: Mapping[str, st
 
 
 def _add_model_files(
-    staged: Path, config: DirectConfig, tokenizer: PreTrainedTokenizerBase, processor: Qwen2VLImageProcessorPil
+    staged: Path,
+    run: RunFolder,
+    facts: CardFacts,
+    tokenizer: PreTrainedTokenizerBase,
+    processor: Qwen2VLImageProcessorPil,
 ) -> None:
-    """Make a checkpoint a complete model folder: tokenizer, image processor with our pixel limits, run config."""
+    """Make a checkpoint a complete model folder: tokenizer, image processor with our pixel limits, config, card."""
+    config, step = facts.config, checkpoint_step(staged.name)
+    assert step is not None, staged
     save_tokenizer(tokenizer, staged)
     save_image_processor(processor, staged, config.data.min_pixels, config.data.max_pixels)
     (staged / RUN_CONFIG).write_text(_config_text(config), encoding="utf-8")
+    write_model_card(staged, step, facts, run)
     make_readable(staged)
 
 

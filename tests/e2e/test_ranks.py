@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu.run.checkpoints import verify
 from tests.commands import Demo, Finished, call
@@ -17,6 +20,11 @@ pytestmark = pytest.mark.e2e
 COMPARED = ("lm_loss", "teacher_lm_loss", "student_lm_loss", "loss", "grad_norm", "gn/llm", "gn/vision", "wn/llm")
 TOLERANCE = 2e-4
 """Relative: ranks add in another order, and six Adam steps enlarge the difference in rounding."""
+
+
+def read_shapes(file: Path) -> dict[str, torch.Size]:
+    """The shape of each weight by its name."""
+    return {name: weight.shape for name, weight in load_file(file).items()}
 
 
 def train(demo: Demo, out: Path, name: str, *settings: str, ranks: int) -> Finished:
@@ -68,6 +76,17 @@ def test_two_ranks_give_the_curve_of_one_with_the_detection_head(demo: Demo, out
     one, two = read_scalars(out / "output-head-one"), read_scalars(out / f"output-{name}")
     for tag in (*COMPARED, *HEAD_COMPARED):
         assert two[tag] == pytest.approx(one[tag], rel=TOLERANCE), tag
+    assert_same_files(out / f"output-{name}/checkpoint-6", out / "output-head-one/checkpoint-6")
+
+
+def assert_same_files(checkpoint: Path, other: Path) -> None:
+    """Check that two checkpoints hold the same weights in the same files, and that strict loaders take the first."""
+    names = ("model.safetensors", "detection_head/model.safetensors")
+    assert {"README.md", "detection_head/config.json", *names} <= verify(checkpoint).files.keys()
+    for name in names:
+        assert read_shapes(checkpoint / name) == read_shapes(other / name)
+    _, remarks = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
+    assert not any(remarks.values()), remarks
 
 
 def test_packed_rows_over_two_ranks(demo: Demo, out: Path):
