@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from bbu.config.strict_yaml import YamlError, parse_yaml
+from bbu.errors import ConfigError
 
 _QWEN = re.compile(r"Qwen2\.5-VL-(3B|7B|32B|72B)-Instruct")
 _HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
@@ -88,7 +89,7 @@ def _front_matter(path: Path) -> dict[str, Any]:
     if not head.startswith("---\n") or not rest:
         return {}
     try:
-        values = yaml.safe_load(head[4:])
-    except (yaml.YAMLError, ValueError, RecursionError):  # somebody else's file: training does not depend on it
+        values = parse_yaml(head[4:])
+    except (YamlError, ConfigError):  # somebody else's file: training does not depend on it
         return {}
     return values if isinstance(values, dict) else {}

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from bbu import __version__
 from bbu.config.flat import DirectConfig
 from bbu.data.prompts import get_prompt
 from bbu.errors import BBUError
@@ -149,7 +148,7 @@ def _introduction(step: int, facts: CardFacts) -> str:
     )
     return (
         f"# {_cell(facts.config.infrastructure.run_name)}, step {step}\n\n"
-        f"{_cell(facts.base.name)}, fine-tuned by [bbu](#provenance) {__version__} to find and describe the parts in "
+        f"{_cell(facts.base.name)}, fine-tuned by [bbu](#provenance) to find and describe the parts in "
         f"photos of base-band units. {head}"
     )
 
@@ -189,9 +188,9 @@ answer = model.generate(**inputs, **settings, max_new_tokens={config.model.gener
 def _scores(step: int, losses: Mapping[str, float], scores: Sequence[str]) -> str:
     rows = [f"- validation, {_cell(name)}: {value:.4f}" for name, value in sorted(losses.items())]
     rows += [f"- earlier checkpoint, {_cell(line)}" for line in scores]
-    known = "\n".join(rows) or "- none yet"
+    lines = "\n".join(rows) or "- none yet"
     return (
-        f"## Scores\n\nKnown when this checkpoint was saved:\n\n{known}\n\nScores of this checkpoint are in the run's "
+        f"## Scores\n\nKnown when this checkpoint was saved:\n\n{lines}\n\nScores of this checkpoint are in the run's "
         f"folder, `eval/checkpoint-{step}/*/metrics.json`, and name it by the SHA-256 of its `MANIFEST.json`; "
         f"`python -m bbu.eval --checkpoint checkpoint-{step}` makes or prints them."
     )
