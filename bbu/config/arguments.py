@@ -9,10 +9,15 @@ from pathlib import Path
 
 from bbu.config.flat import DirectConfig
 from bbu.config.read import load_config
+from bbu.errors import ConfigError
 from bbu.schema import SOURCES, Source
 
 _ENVIRONMENT_KEYS = {"BBU_DEEPSPEED_ENABLED": "deepspeed_enabled", "BBU_DEEPSPEED_CONFIG": "deepspeed_config"}
 """Environment variable → the key that it overrides; overrides of the command line win."""
+
+_SWITCH_WORDS = {"1": "true", "true": "true", "yes": "true", "on": "true"}
+_SWITCH_WORDS |= {"0": "false", "false": "false", "no": "false", "off": "false"}
+"""What a variable may say, in lower case → the value of its key."""
 
 
 def add_config_arguments(
@@ -99,8 +104,18 @@ def config_from_arguments(arguments: argparse.Namespace, environ: Mapping[str, s
     Raises:
         ConfigError: carries all findings.
     """
-    overrides = [f"{key}={environ[name]}" for name, key in _ENVIRONMENT_KEYS.items() if environ.get(name)]
-    overrides += arguments.overrides
+    overrides = [*_environment_overrides(environ), *arguments.overrides]
     log_keys = {key: getattr(arguments, key, None) for key in ("log_level", "log_verbose")}
     overrides += [f"{key}={value}" for key, value in log_keys.items() if value is not None]
     return load_config(arguments.config, overrides=overrides, use_new=arguments.use_new_config)
+
+
+def _environment_overrides(environ: Mapping[str, str]) -> list[str]:
+    """The overrides that the environment states. Raises ConfigError that names the variable."""
+    texts = {name: environ[name] for name in _ENVIRONMENT_KEYS if environ.get(name)}
+    switch = texts.get("BBU_DEEPSPEED_ENABLED", "true")
+    if switch.lower() not in _SWITCH_WORDS:
+        raise ConfigError(f"the variable BBU_DEEPSPEED_ENABLED is {switch!r}; set it to true or false, or unset it")
+    if "BBU_DEEPSPEED_ENABLED" in texts:
+        texts["BBU_DEEPSPEED_ENABLED"] = _SWITCH_WORDS[switch.lower()]
+    return [f"{_ENVIRONMENT_KEYS[name]}={text}" for name, text in texts.items()]

@@ -34,6 +34,22 @@ PromptStyle = Literal["detailed", "concise"]
 CollatorType = Literal["standard", "packed"]
 LongSamplePolicy = Literal["refuse", "drop"]
 
+Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+                    "inverse_sqrt", "reduce_lr_on_plateau"]  # fmt: skip
+"""The schedules of transformers that need no settings of their own, for which there are no keys."""
+_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+"""The optimizers of transformers that need no package besides those of the extra `train`."""
+_OTHER_OPTIMIZERS = (
+    "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit",
+    "ademamix", "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit",
+    "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor",
+    "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo",
+    "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
+    "apollo_adamw_layerwise", "stable_adamw",
+)  # fmt: skip
+"""Its others, which need packages that a site installs itself."""
+
 _COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
@@ -46,6 +62,11 @@ def _has_one_group(pattern: str) -> bool:
 
 _COCO = Rule("be one of COCO's thresholds 0.5, 0.55, … 0.95", lambda value: round(value, 4) in _COCO_THRESHOLDS)
 _ONE_TOKEN = Rule("be at least 784, one token of 28x28 pixels", lambda pixels: pixels >= 28 * 28)
+_OPTIMIZER = Rule(
+    f"be an optimizer of transformers, such as {', '.join(_OPTIMIZERS)}",
+    lambda name: name in (*_OPTIMIZERS, *_OTHER_OPTIMIZERS),
+    _OPTIMIZERS,
+)
 _NOT_EMPTY = Rule("not be empty", bool)
 _ONE_GROUP = Rule("be a regular expression with one group", _has_one_group)
 _RUN_NAME = pattern_rule(
@@ -109,7 +130,7 @@ class TrainingConfig:
     """Learning rate of the detection head's input adapters; 0 freezes them."""
     weight_decay: NotNegativeFloat
     """AdamW weight decay; norms and biases are excluded."""
-    optim: str
+    optim: Annotated[str, _OPTIMIZER]
     """Optimizer, by its name in transformers, for example adamw_torch_fused."""
     adam_beta1: Share
     """First-moment decay of AdamW."""
@@ -119,8 +140,8 @@ class TrainingConfig:
     """Term added to the denominator of AdamW's update."""
     max_grad_norm: NotNegativeFloat
     """Global gradient norm above which gradients are clipped; 0 never clips."""
-    lr_scheduler_type: str
-    """Learning-rate schedule, by its name in transformers, for example cosine."""
+    lr_scheduler_type: Scheduler
+    """Learning-rate schedule, by its name in transformers."""
     warmup_ratio: Share
     """Share of the optimizer steps spent warming up; used where warmup_steps is 0."""
     warmup_steps: NotNegativeInt

@@ -28,6 +28,8 @@ class Rule:
     """Completes the sentence `key 'x' must …`: "be above 0"."""
     holds: Callable[[Any], bool]
     """Says whether a value, which already has the right type, satisfies the rule."""
+    names: tuple[str, ...] = ()
+    """Valid texts of which the nearest is proposed."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,21 @@ def value_problems(value: Any, hint: Any) -> list[str]:
         that is fine.
     """
     if _has_type(value, hint):
-        return [f"must {demand}, not {_shorten(part)}" for demand, part in _broken_rules(value, hint)]
+        broken = _broken_rules(value, hint)
+        return [f"must {rule.demand}, not {short_repr(part)}{nearest_valid(part, rule.names)}" for rule, part in broken]
     choices = _base_types(hint)[0]
     hint_at = nearest_valid(value, get_args(choices)) if get_origin(choices) is Literal else ""
-    return [f"must be {_describe_type(hint)}, not {_shorten(value)}{hint_at}"]
+    return [f"must be {_describe_type(hint)}, not {short_repr(value)}{hint_at}"]
 
 
 def nearest_valid(word: Any, valid: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` with the valid word that is nearest to `word`, or "" where none is near."""
-    matches = difflib.get_close_matches(str(word)[:_MAX_WORD], list(valid), n=1, cutoff=0.5)
+    """Return `; did you mean 'x'?` with the valid word that is nearest to `word`, or "" where none is near.
+
+    Hyphens and capitals make no difference: `LLM-LR` is near `llm_lr`.
+    """
+    spelled = {str(item).lower(): item for item in valid}
+    near = difflib.get_close_matches(str(word)[:_MAX_WORD].lower().replace("-", "_"), list(spelled), n=1, cutoff=0.5)
+    matches = [spelled[item] for item in near]
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
@@ -115,7 +123,8 @@ def is_text(hint: Any) -> bool:
     return all(base is str or get_origin(base) is Literal for base in _base_types(hint))
 
 
-def _shorten(value: Any) -> str:
+def short_repr(value: Any) -> str:
+    """A value for a message, cut where it is long: a file may hold any."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
@@ -147,13 +156,13 @@ def _has_base_type(value: Any, base: Any) -> bool:
     return type(value) is base
 
 
-def _broken_rules(value: Any, hint: Any) -> Iterator[tuple[str, Any]]:
-    """Each broken rule's demand, with the value or the part of it that breaks the rule."""
+def _broken_rules(value: Any, hint: Any) -> Iterator[tuple[Rule, Any]]:
+    """Each broken rule, with the value or the part of it that breaks the rule."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         yield from _broken_rules(value, arguments[0])
         rules = (rule for rule in arguments[1:] if isinstance(rule, Rule))
-        yield from ((rule.demand, value) for rule in rules if not rule.holds(value))
+        yield from ((rule, value) for rule in rules if not rule.holds(value))
     elif origin in (Union, types.UnionType):
         yield from () if value is None else _broken_rules(value, arguments[0])  # `X | None`
     elif origin is list:

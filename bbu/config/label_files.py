@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bbu.config.domains import DataConfig
-from bbu.config.read import CONFIG_DIR, read_yaml, resolve_config_path
+from bbu.config.read import CONFIG_DIR, resolve_config_path
+from bbu.config.yaml_files import read_yaml
 from bbu.errors import DataError
 from bbu.labels import RESPONSE_TYPES, LabelScheme
 

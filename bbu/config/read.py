@@ -5,38 +5,22 @@ The types of the dataclasses say what is valid, see `bbu.config.kinds`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from bbu.config.checks import CROSS_RULES, OUTPUT_RULES
 from bbu.config.domains import DOMAINS, OWNERS, RETIRED, TYPES, VALUES_BEFORE
+from bbu.config.file_kinds import FLAT, SECTIONED, file_kind, wrong_kind
 from bbu.config.flat import DirectConfig
-from bbu.config.kinds import VARIABLE, CrossRule, is_text, nearest_valid, value_problems
-from bbu.config.strict_yaml import YamlError, parse_yaml
+from bbu.config.kinds import VARIABLE, CrossRule, is_text, nearest_valid, short_repr, value_problems
+from bbu.config.strict_yaml import YamlError, parse_yaml, shorten
+from bbu.config.yaml_files import read_yaml
 from bbu.errors import ConfigError
 
-MAX_FILE_BYTES = 100_000
-"""Of a YAML file, which takes some seconds to parse; the largest config has 8,000."""
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 T = TypeVar("T")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping safely. Raises ConfigError for a missing, oversized or malformed file, or a list."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; check the name")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; this is not a config")
-    with path.open(encoding="utf-8") as stream:
-        try:
-            data = parse_yaml(stream)
-        except YamlError as error:
-            raise ConfigError(f"{path}: not valid YAML ({error})") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: must be a mapping of keys to values")
-    return data
 
 
 def resolve_config_path(name_or_path: str, folder: Path = CONFIG_DIR, what: str = "config") -> Path:
@@ -55,9 +39,13 @@ def resolve_config_path(name_or_path: str, folder: Path = CONFIG_DIR, what: str 
     for path in (named, given) if is_bare_name else (given, named):
         if path.is_file():
             return path
+    if given.exists() and not is_bare_name:
+        raise ConfigError(f"{name_or_path} is {'a folder' if given.is_dir() else 'no regular file'}; name a {what}")
     names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if not names:
+        raise ConfigError(f"no {what} {name_or_path!r}, and {folder} has none at all; is this checkout complete?")
     near = nearest_valid(given.stem, names)
-    raise ConfigError(f"no {what} {name_or_path!r}: neither a file nor one of {', '.join(names) or 'no names'}{near}")
+    raise ConfigError(f"no {what} {name_or_path!r}: neither a file in {Path.cwd()} nor one of {', '.join(names)}{near}")
 
 
 def load_config(name_or_path: str, *, overrides: Sequence[str] = (), use_new: bool = False) -> DirectConfig:
@@ -72,8 +60,10 @@ def load_config(name_or_path: str, *, overrides: Sequence[str] = (), use_new: bo
         ConfigError: carries all findings, each with the file, the key and the nearest valid key.
     """
     path = resolve_config_path(name_or_path)
-    values, findings = _flatten(read_yaml(path), path, use_new)
-    return _checked_config(path, values, findings, overrides, (*CROSS_RULES, *OUTPUT_RULES))
+    data = read_yaml(path)
+    values, findings = _flatten(data, path, use_new)
+    absent = _absent_sections(data) if use_new else ()
+    return _checked_config(path, values, findings, overrides, (*CROSS_RULES, *OUTPUT_RULES), absent)
 
 
 def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> DirectConfig:
@@ -97,13 +87,22 @@ def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> DirectCon
 
 
 def _checked_config(
-    path: Path, values: dict[str, Any], findings: list[str], overrides: Sequence[str], rules: Iterable[CrossRule]
+    path: Path,
+    values: dict[str, Any],
+    findings: list[str],
+    overrides: Sequence[str],
+    rules: Iterable[CrossRule],
+    absent: Collection[str] = (),
 ) -> DirectConfig:
+    """Check values and build the config. The keys of `absent` sections, which are findings, are not looked for."""
     override_values, override_findings = _parse_overrides(overrides)
     values |= override_values
-    findings += _all_findings(TYPES, values, rules, lambda key: f" (section {OWNERS[key]})")
+    types = {key: hint for key, hint in TYPES.items() if OWNERS[key] not in absent}
+    refused = {text.partition("=")[0] for text in overrides} - override_values.keys()
+    present = {key: value for key, value in values.items() if OWNERS[key] not in absent}
+    findings += _all_findings(types, present, rules, lambda key: f" (section {OWNERS[key]})", refused)
     if findings or override_findings:
-        raise ConfigError(*(f"{path}: {text}" for text in findings), *override_findings)
+        raise ConfigError(*override_findings, *(f"{path}: {text}" for text in findings))
     domains = {name: _build(cls, values) for name, cls in DOMAINS.items()}
     return DirectConfig(**domains, source=path, overrides=tuple(overrides))
 
@@ -148,6 +147,11 @@ class _Finding:
 
     key: str
     text: str
+    kind: str
+    """What it has in common with others, as the end of a sentence: "keys are missing"."""
+
+
+_UNKNOWN, _MISSING, _WRONG = "keys are unknown", "keys are missing", "values are refused"
 
 
 def _all_findings(
@@ -155,13 +159,14 @@ def _all_findings(
     values: Mapping[str, Any],
     cross_rules: Iterable[CrossRule],
     place: Callable[[str], str] = lambda key: "",
+    refused: Iterable[str] = (),
 ) -> list[str]:
-    """Texts of all findings, keys first. A cross rule is skipped where one of its keys is already wrong."""
+    """Texts of all findings, keys first. A cross rule is skipped where a key of it is wrong, missing or `refused`."""
     findings = list(_key_findings(types, values, "", place))
-    wrong = {finding.key for finding in findings}
-    texts = [finding.text for finding in findings]
+    wrong = {finding.key for finding in findings}.union(refused)
+    texts = _summarise(findings)
     for rule in cross_rules:
-        if any(key in wrong or key.partition(".")[0] in wrong for key in rule.keys):
+        if any({key, first := key.partition(".")[0]} & wrong or first not in values for key in rule.keys):
             continue
         operands = [_value_at(values, key) for key in rule.keys]
         if rule.is_broken(*operands):
@@ -169,22 +174,32 @@ def _all_findings(
     return texts
 
 
+def _summarise(findings: Iterable[_Finding]) -> list[str]:
+    """The texts of findings, of each kind the first only where there are many: they would hide the others."""
+    kinds: dict[str, list[str]] = {}
+    for finding in findings:
+        kinds.setdefault(finding.kind, []).append(finding.text)
+    return [text for kind, texts in kinds.items() for text in shorten(texts, kind)]
+
+
 def _key_findings(
     types: Mapping[str, Any], values: Mapping[str, Any], prefix: str, place: Callable[[str], str]
 ) -> Iterator[_Finding]:
     for key in values:
         if key not in types:
-            yield _Finding(prefix + key, _unknown(key, types, prefix))
+            yield _Finding(prefix + key, _unknown(key, types, prefix), _UNKNOWN)
     for key, hint in types.items():
         name = prefix + key
         if key not in values:
-            yield _Finding(name, f"missing key {name!r}{place(key)}; there are no defaults")
+            yield _Finding(name, f"missing key {name!r}{place(key)}; there are no defaults", _MISSING)
         elif is_dataclass(hint) and isinstance(values[key], dict):
             yield from _key_findings(field_types(hint), values[key], f"{name}.", place)  # type: ignore[arg-type]
         elif is_dataclass(hint):
-            yield _Finding(name, f"key {name!r} must be a mapping of keys to values, not {values[key]!r}")
+            text = f"key {name!r} must be a mapping of keys to values, not {short_repr(values[key])}"
+            yield _Finding(name, text, _WRONG)
         else:
-            yield from (_Finding(name, f"key {name!r} {text}") for text in value_problems(values[key], hint))
+            texts = value_problems(values[key], hint)
+            yield from (_Finding(name, f"key {name!r} {text}", _WRONG) for text in texts)
 
 
 def _value_at(values: Mapping[str, Any], key: str) -> Any:
@@ -205,23 +220,37 @@ def _convert(value: Any, hint: Any) -> Any:
 
 
 def _flatten(data: dict[str, Any], path: Path, use_new: bool) -> tuple[dict[str, Any], list[str]]:
-    """The valid keys of either form with their values, and findings about all others."""
-    if use_new and not DOMAINS.keys() & data.keys():
-        raise ConfigError(f"{path}: is not in five sections; leave out --use-new-config")
-    if not use_new and DOMAINS.keys() <= data.keys():
+    """The valid keys of either form with their values, and findings about all others.
+
+    Raises ConfigError for the other form, or a file of another kind: a single line, since all keys would be wrong.
+    """
+    kind = file_kind(data)
+    if kind == SECTIONED and not use_new:
         raise ConfigError(f"{path}: is in five sections; add --use-new-config")
+    if kind == FLAT and use_new:
+        raise ConfigError(f"{path}: is not in five sections; leave out --use-new-config")
+    if kind not in (FLAT, SECTIONED):
+        raise ConfigError(f"{path}: {wrong_kind(data)}")
     if not use_new:
-        return {k: v for k, v in data.items() if k in OWNERS}, [_unknown(k, OWNERS) for k in data if k not in OWNERS]
+        unknown = [_unknown(key, OWNERS) for key in data if key not in OWNERS]
+        return {k: v for k, v in data.items() if k in OWNERS}, shorten(unknown, _UNKNOWN)
+    return _flatten_sections(data)
+
+
+def _flatten_sections(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    absent = _absent_sections(data)
     values: dict[str, Any] = {}
     findings = [_unknown(name, DOMAINS, what="section") for name in data if name not in DOMAINS]
-    for section in DOMAINS:
-        content = data.get(section)
-        if isinstance(content, dict):
-            values |= {key: value for key, value in content.items() if OWNERS.get(key) == section}
-            findings += [_misplaced(key, section) for key in content if OWNERS.get(key) != section]
-        else:
-            findings.append(f"section {section!r} is missing or not a mapping")
-    return values, findings
+    findings += [f"section {section!r} is missing or not a mapping" for section in absent]
+    misplaced: list[str] = []
+    for section in [name for name in DOMAINS if name not in absent]:
+        values |= {key: value for key, value in data[section].items() if OWNERS.get(key) == section}
+        misplaced += [_misplaced(key, section) for key in data[section] if OWNERS.get(key) != section]
+    return values, findings + shorten(misplaced, "keys stand in a wrong section or are unknown")
+
+
+def _absent_sections(data: Mapping[str, Any]) -> list[str]:
+    return [section for section in DOMAINS if not isinstance(data.get(section), dict)]
 
 
 def _misplaced(key: str, section: str) -> str:
@@ -236,20 +265,22 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str
     for text in overrides:
         key, equals, raw = text.partition("=")
         if not equals:
-            findings.append(f"--set {text!r}: write key=value")
+            findings.append(f"--set {short_repr(text)}: write key=value")
         elif key not in OWNERS:
             findings.append(f"--set: {_unknown(key, OWNERS)}")
-        elif is_text(TYPES[key]):  # as it is: `save_strategy=no` would be False in YAML
-            values[key] = raw
         else:
-            try:
-                values[key] = parse_yaml(raw)
-            except YamlError:
-                findings.append(f"--set {text!r}: not a value in YAML")
+            try:  # a text as it is: `save_strategy=no` would be False in YAML
+                value = raw if is_text(TYPES[key]) else parse_yaml(raw)
+            except (YamlError, ConfigError):
+                findings.append(f"--set {short_repr(text)}: not a value in YAML")
+                continue
+            problems = value_problems(value, TYPES[key])
+            findings += [f"--set {text}: key {key!r} {problem}" for problem in problems]
+            values |= {} if problems else {key: value}
     return values, findings
 
 
 def _unknown(key: str, valid: Iterable[str], prefix: str = "", what: str = "key") -> str:
     if key in RETIRED:
         return f"key {key!r} is no longer read: {RETIRED[key]}; remove it"
-    return f"unknown {what} {prefix + key!r}{nearest_valid(key, valid) or '; remove it'}"
+    return f"unknown {what} {prefix + key!r}{nearest_valid(key.rpartition('.')[2], valid) or '; remove it'}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu.config.domains import keys_used_for
-from bbu.config.read import read_yaml
+from bbu.config.yaml_files import read_yaml
 from bbu.errors import CheckpointError, ConfigError
 from bbu.run.folder import RunFolder
 from bbu.run.provenance import file_hash

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from bbu.config.file_kinds import file_kind
 from bbu.config.kinds import CrossRule, ProfileText, pattern_rule, range_rule
-from bbu.config.read import CONFIG_DIR, expand_variables, read_dataclass, read_yaml, resolve_config_path
+from bbu.config.read import CONFIG_DIR, expand_variables, read_dataclass, resolve_config_path
+from bbu.config.yaml_files import read_yaml
+from bbu.errors import ConfigError
 from bbu.jobs.spec import Resources
 
 PROFILES = CONFIG_DIR / "clusters"
@@ -114,4 +117,7 @@ def load_profile(name: str, environ: Mapping[str, str] = os.environ) -> ClusterP
         ConfigError: carries all findings.
     """
     path = resolve_config_path(name, PROFILES, "cluster profile")
-    return read_dataclass(ClusterProfile, expand_variables(read_yaml(path), environ), path, _CROSS_RULES)
+    values = read_yaml(path)
+    if file_kind(values):
+        raise ConfigError(f"{path}: is no cluster profile but a run config; name it with --config")
+    return read_dataclass(ClusterProfile, expand_variables(values, environ), path, _CROSS_RULES)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bbu.config.read import read_yaml
+from bbu.config.yaml_files import read_yaml
 from bbu.errors import CheckpointError
 from bbu.evaluation.scores import Score, best_f1, best_scores, latest_scores, other_scores
 from bbu.jobs.queue import QueuedJob

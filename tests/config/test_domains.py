@@ -6,11 +6,15 @@ import ast
 import dataclasses
 import re
 from pathlib import Path
+from typing import get_args
 
+import pytest
 import yaml
 
-from bbu.config.domains import DOMAINS, OWNERS, keys_used_for
+from bbu.config.domains import DOMAINS, OWNERS, TYPES, Scheduler, keys_used_for
+from bbu.config.kinds import value_problems
 from bbu.config.read import CONFIG_DIR, load_config
+from bbu.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parents[2] / "bbu"
 
@@ -56,3 +60,21 @@ def test_shipped_configs_state_every_key_and_flat_access_reads_it():
         stated = yaml.safe_load((CONFIG_DIR / f"{name}.yaml").read_text(encoding="utf-8"))
         assert stated.keys() == config.as_flat().keys()
         assert config.vision_lr == config.training.vision_lr
+
+
+def test_the_names_of_optimizers_and_schedules_are_those_of_transformers():
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    optimizers = {item.value for item in OptimizerNames}
+    assert {name for name in optimizers if not value_problems(name, TYPES["optim"])} == optimizers
+    needing_settings = {"cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy"}
+    assert {*get_args(Scheduler), *needing_settings} == {item.value for item in SchedulerType}
+
+
+def test_an_unknown_optimizer_or_schedule_is_refused_with_the_nearest_valid_name():
+    overrides = ["optim=AdamW", "lr_scheduler_type=cosin"]
+    with pytest.raises(ConfigError) as caught:
+        load_config("smoke", overrides=overrides)
+    optimizer, schedule = caught.value.findings
+    assert "did you mean 'adamw_torch'?" in optimizer and "did you mean 'cosine'?" in schedule

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bbu.config.read import CONFIG_DIR, MAX_FILE_BYTES, load_config, load_recorded_config
+from bbu.config.read import CONFIG_DIR, load_config, load_recorded_config
+from bbu.config.yaml_files import MAX_FILE_BYTES
 from bbu.errors import ConfigError
 
 FLAT = (CONFIG_DIR / "base_flat.yaml").read_text(encoding="utf-8")
