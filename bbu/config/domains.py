@@ -233,7 +233,7 @@ class DataConfig:
     site_pattern: Annotated[str, _ONE_GROUP, CONVERSION]
     """Regular expression whose first group, searched in a photo's file stem, names its site."""
     val_ratio: Annotated[Share, CONVERSION]
-    """Share of sites that go to validation."""
+    """Share of sites that go to validation, as an expectation: each site's own hash decides."""
     split_seed: Annotated[int, CONVERSION]
     """Seed of the split by site."""
     teacher_pool_size: Annotated[NotNegativeInt, CONVERSION]

@@ -25,8 +25,8 @@ class FrameChoice:
 
     undecided: int
     """Photos with boxes whose frame their own size does not decide."""
-    frame: str
-    """The frame that was taken for them: upright or stored."""
+    frame: str | None
+    """The frame that was taken for them: upright or stored; None where there are none."""
     upright_photos: int
     """Photos turned by EXIF whose size says that their boxes are in the upright frame."""
     stored_photos: int
@@ -44,7 +44,8 @@ def choose_frames(outcomes: Sequence[PhotoOutcome]) -> tuple[list[PhotoOutcome],
     takes_stored = stored > 0 and upright == 0
     undecided = sum(outcome.stored is not None for outcome in outcomes)
     chosen = [outcome.stored if takes_stored and outcome.stored else outcome for outcome in outcomes]
-    return chosen, FrameChoice(undecided, "stored" if takes_stored else "upright", upright, stored)
+    frame = "stored" if takes_stored else "upright"
+    return chosen, FrameChoice(undecided, frame if undecided else None, upright, stored)
 
 
 def frame_warnings(choice: FrameChoice) -> list[str]:

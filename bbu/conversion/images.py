@@ -112,8 +112,8 @@ def _without_metadata(jpeg: bytes) -> tuple[bytes, bytes]:
 
 
 def _is_harmless(message: str, scans: bytes) -> bool:
-    """Whether a decoder's warning is about colours of unknown meaning, or about filling behind a whole picture."""
-    if "Adobe" in message:
+    """Whether a decoder's warning says nothing of the picture's data, or is about filling behind a whole picture."""
+    if "Adobe" in message or "SOS parameters" in message:  # colours of unknown meaning; zeros of some old cameras
         return True
     stray = re.search(r"(\d+) extraneous bytes before marker 0xd9", message)
     if stray is None:

@@ -16,7 +16,8 @@ from bbu.schema import REJECTS_FILE
 
 _LABEL_REASONS = ("unknown_object_type", "unknown_property")
 _FEWEST_KEPT = 0.01
-"""Share of a drop's objects below which a conversion is refused: a wrong label file keeps a few by accident."""
+"""Share of a drop's photos, or of its objects, up to which a conversion is refused: a wrong label file keeps a few by
+accident."""
 _LABELS_SHOWN = 3
 
 
@@ -133,10 +134,16 @@ def check_report(report: ConversionReport, config: DataConfig) -> None:
     Exact duplicates are no defects, nor are labels outside the hierarchy that the config ignores.
 
     Raises:
-        DataError: no object or hardly any is kept; the share of rejected photos or objects exceeds
+        DataError: no photo or object is kept, or hardly any; the share of rejected photos or objects exceeds
             `max_reject_share`; or labels are outside the hierarchy and `unknown_label_policy` is refuse.
     """
     photos, objects = report.photos, report.objects
+    converted = photos.seen - sum(photos.rejected.values())
+    if converted <= _FEWEST_KEPT * photos.seen:
+        raise DataError(
+            f"{converted} of {photos.seen} photos can be used, too few to learn from: rejected {photos.rejected}; see "
+            f"{config.data_root}/{REJECTS_FILE} and repair the files"
+        )
     unknown = sum(objects.unknown_labels.values())
     if unknown and config.unknown_label_policy == "refuse":
         raise DataError(
@@ -205,7 +212,8 @@ def _check_kept(objects: ObjectCounts, defects: int, config: DataConfig) -> None
 def _unknown_labels(objects: ObjectCounts, config: DataConfig) -> str:
     return (
         f"labels outside {config.label_hierarchy_file}: {_list_labels(objects.unknown_labels)}; correct "
-        f"label_hierarchy_file or token_map_file ({config.token_map_file}), or add the labels to them"
+        f"label_hierarchy_file or token_map_file ({config.token_map_file}), add the labels to them, or set "
+        "unknown_label_policy to ignore where they are of no interest"
     )
 
 

@@ -43,7 +43,7 @@ def test_the_photos_that_decide_their_frame_decide_it_for_the_others_where_they_
 
 def test_without_an_undecided_photo_there_is_nothing_to_say() -> None:
     chosen, choice = choose_frames([UPRIGHT, STORED])
-    assert chosen == [UPRIGHT, STORED] and not frame_warnings(choice)
+    assert chosen == [UPRIGHT, STORED] and choice.frame is None and not frame_warnings(choice)
 
 
 def numbered(*scales: int) -> list[PhotoOutcome]:

@@ -125,6 +125,7 @@ WHOLE_PICTURES = {
     "zeros before the end marker": WHOLE[:-2] + b"\x00" * 64 + END,
     "filling before the end marker": WHOLE[:-2] + b"\xff" * 3 + END,
     "stray byte in the header": WHOLE[:20] + b"\x00" + WHOLE[20:],
+    "zeros in the scan's header, as from old cameras": WHOLE.replace(b"\x00\x3f\x00", b"\x00\x00\x00", 1),
     "unknown JFIF version": WHOLE.replace(b"JFIF\x00\x01", b"JFIF\x00\x07"),
 }
 

@@ -25,7 +25,7 @@ from bbu.errors import DataError
 from bbu.schema import BBUObject, View
 
 OBJECT = BBUObject((0, 0, 1, 1), "标签贴纸")
-NO_CHOICE = FrameChoice(0, "upright", 0, 0)
+NO_CHOICE = FrameChoice(0, None, 0, 0)
 
 
 def converted(objects: int, **changes: object) -> ConvertedPhoto:
@@ -87,6 +87,7 @@ def test_labels_outside_the_hierarchy_refuse_where_the_config_says_so() -> None:
         check(outcome(9, "unknown_object_type"), unknown_label_policy="refuse")
 
 
+REJECTED = PhotoOutcome("q", None, (Reject("q", "broken_json", ""),))
 UNKNOWN = ("unknown_object_type",) * 115
 
 
@@ -98,7 +99,8 @@ UNKNOWN = ("unknown_object_type",) * 115
         ([outcome(0, *UNKNOWN)], "ignore", "0 of 115 objects kept.*ignored 115"),
         ([outcome(0, "empty_box")], "drop", "0 of 1 objects kept"),
         ([outcome(0), outcome(0)], "drop", "no photo .* shows any object"),
-        ([PhotoOutcome("q", None, (Reject("q", "broken_json", ""),))], "drop", "no photo .* shows any object"),
+        ([REJECTED], "drop", "0 of 1 photos can be used"),
+        ([outcome(3), *[REJECTED] * 99], "drop", "1 of 100 photos can be used.*broken_json"),
     ],
 )
 def test_a_conversion_that_keeps_hardly_any_object_is_refused_whatever_the_share(outcomes, policy, message) -> None:
@@ -109,6 +111,7 @@ def test_a_conversion_that_keeps_hardly_any_object_is_refused_whatever_the_share
 def test_few_objects_are_enough_where_the_others_are_ignored_on_purpose() -> None:
     check(outcome(1, *UNKNOWN), unknown_label_policy="ignore")
     check(outcome(2, *UNKNOWN), max_reject_share=1.0)
+    check(outcome(1), *[REJECTED] * 98, max_reject_share=1.0)
 
 
 EMPTIED = outcome(0, "empty_box")
@@ -129,7 +132,7 @@ def test_a_photo_that_lost_all_its_objects_is_no_negative() -> None:
         (EMPTIED, {"emptied_photo_policy": "negative"}, True),
         (EMPTIED, {"emptied_photo_policy": "negative", "keep_negatives": False}, False),
         (outcome(0, "unknown_property"), {"unknown_label_policy": "ignore"}, True),
-        (PhotoOutcome("q", None, (Reject("q", "broken_json", ""),)), {}, False),
+        (REJECTED, {}, False),
     ],
 )
 def test_emptied_photos_are_set_aside_and_negatives_are_kept_unless_the_config_says_else(
