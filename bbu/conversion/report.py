@@ -146,9 +146,7 @@ def check_report(report: ConversionReport, config: DataConfig) -> None:
         )
     unknown = sum(objects.unknown_labels.values())
     if unknown and config.unknown_label_policy == "refuse":
-        raise DataError(
-            f"{unknown} objects have {_unknown_labels(objects, config)}, or set unknown_label_policy to drop"
-        )
+        raise DataError(f"{unknown} objects have {_unknown_labels(objects, config)}")
     defects = {r: n for r, n in objects.rejected.items() if r != "duplicate"}
     _check_kept(objects, sum(defects.values()), config)
     _check_share("photos", photos.rejected, photos.seen, config)
@@ -198,6 +196,8 @@ def _check_kept(objects: ObjectCounts, defects: int, config: DataConfig) -> None
         return
     rejected = {reason: count for reason, count in objects.rejected.items() if reason != "duplicate"}
     labels = f"; they have {_unknown_labels(objects, config)}" if objects.unknown_labels else ""
+    if "missing_label" in rejected:
+        labels += f"; is language {config.language} the one that the vendor writes?"
     if not defects + objects.ignored:
         raise DataError(
             f"no photo of {config.vendor_dir} that can be used shows any object, so there is nothing to learn; correct "
@@ -210,11 +210,12 @@ def _check_kept(objects: ObjectCounts, defects: int, config: DataConfig) -> None
 
 
 def _unknown_labels(objects: ObjectCounts, config: DataConfig) -> str:
-    return (
+    text = (
         f"labels outside {config.label_hierarchy_file}: {_list_labels(objects.unknown_labels)}; correct "
-        f"label_hierarchy_file or token_map_file ({config.token_map_file}), add the labels to them, or set "
-        "unknown_label_policy to ignore where they are of no interest"
+        f"label_hierarchy_file or token_map_file ({config.token_map_file}), or add the labels to them"
     )
+    is_ignored = config.unknown_label_policy == "ignore"
+    return text if is_ignored else f"{text}; unknown_label_policy ignore leaves such labels out on purpose"
 
 
 def _list_labels(counts: Mapping[str, int]) -> str:

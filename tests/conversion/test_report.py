@@ -98,6 +98,7 @@ UNKNOWN = ("unknown_object_type",) * 115
         ([outcome(1, *UNKNOWN)], "drop", "1 of 116 objects kept"),
         ([outcome(0, *UNKNOWN)], "ignore", "0 of 115 objects kept.*ignored 115"),
         ([outcome(0, "empty_box")], "drop", "0 of 1 objects kept"),
+        ([outcome(0, "missing_label")], "drop", "0 of 1 objects kept.*is language zh the one"),
         ([outcome(0), outcome(0)], "drop", "no photo .* shows any object"),
         ([REJECTED], "drop", "0 of 1 photos can be used"),
         ([outcome(3), *[REJECTED] * 99], "drop", "1 of 100 photos can be used.*broken_json"),
