@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{config.data_root}/{name}: {count} records")
     print(f"photos rejected: {report.photos.rejected or 'none'}, with all objects rejected: {report.photos.emptied}")
     print(f"objects rejected: {report.objects.rejected or 'none'}, clipped: {report.objects.clipped}")
+    print(f"files of no photo: {report.files.uncovered or 'none'}")
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0

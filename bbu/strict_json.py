@@ -53,7 +53,7 @@ def parse_json(text: str | bytes, *, allow_surrogates: bool = False) -> Any:
         raise JsonError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
         raise JsonError(f"nested deeper than {_MAX_DEPTH} levels") from error
-    _check_depth(value)
+    check_depth(value)
     if not allow_surrogates and (_SURROGATE.search(text) or _ESCAPED_SURROGATE.search(text)):
         _check_encodable(value)
     return value
@@ -104,6 +104,16 @@ def build_dataclass(cls: type[T], data: Any) -> T:
     return cls(**{name: _convert(value, hints[name], name) for name, value in data.items()})
 
 
+def check_depth(value: Any) -> None:
+    """Check that a parsed value is not nested deeper than any file of ours. Raises JsonError."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise JsonError(f"nested deeper than {_MAX_DEPTH} levels")
+
+
 def _decode(text: bytes) -> str:
     try:
         return text.decode("utf-8-sig")
@@ -125,15 +135,6 @@ def _parse_float(digits: str) -> float:
     if not math.isfinite(number := float(digits)):
         raise JsonError(f"the number {digits[:40]} is too large")
     return number
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        level = [child for item in level for child in _children(item)]
-        if not level:
-            return
-    raise JsonError(f"nested deeper than {_MAX_DEPTH} levels")
 
 
 def _children(value: Any) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bbu.conversion.vendor import Unusable, VendorPhoto
+from bbu.conversion.rejects import Unusable
+from bbu.conversion.vendor import VendorPhoto
 
 _SHARE_RANGE = (-0.5, 1.5)
 """Coordinates that a share has, with boxes a little outside the image; in pixels they are one corner of the photo."""

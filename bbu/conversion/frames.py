@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from bbu.boxes import TURNED_A_QUARTER
-from bbu.conversion.vendor import Unusable, VendorObject, VendorPhoto
+from bbu.conversion.rejects import Unusable
+from bbu.conversion.vendor import VendorObject, VendorPhoto
 from bbu.schema import Box
 
 Frame = Literal["upright", "stored", "swapped"]

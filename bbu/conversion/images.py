@@ -1,20 +1,17 @@
-"""Reads the size of a vendor's JPEG, and writes the upright, resized JPEG without any metadata."""
+"""Reads the size of a vendor's JPEG, and makes the upright, resized JPEG without any metadata."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import simplejpeg
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from bbu.conversion.frames import upright_size
-from bbu.conversion.vendor import Unusable
+from bbu.conversion.rejects import Unusable
 from bbu.resize import ResizePlan
 
 _ORIENTATION_TAG = 274
@@ -34,32 +31,27 @@ _CAMERA_PADDING = 8
 """Bytes between a picture and its end marker that some encoders leave; a picture that lost its place leaves more."""
 
 
-def read_frame(path: Path) -> tuple[tuple[int, int], int]:
+def read_frame(jpeg: bytes) -> tuple[tuple[int, int], int]:
     """Read ((width, height) as stored, EXIF orientation 1 to 8) from the header alone. Raises Unusable."""
-    with _opened(path) as image:
+    with _opened(jpeg) as image:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
         return image.size, orientation if orientation in TRANSPOSES else 1
 
 
-def write_resized(source: Path, target: Path, plan: ResizePlan, orientation: int, quality: int) -> str:
-    """Decode all of `source`, turn it upright, resize it as planned and publish it as JPEG under `target`.
+def make_resized(jpeg: bytes, plan: ResizePlan, orientation: int, quality: int) -> bytes:
+    """Decode all of a JPEG, turn it upright, resize it as planned and encode it again.
 
     Args:
-        source: the vendor's JPEG.
-        target: the file to write.
+        jpeg: the vendor's file.
         plan: the sizes of the upright picture before and after.
         orientation: the picture's EXIF orientation, 1 to 8.
-        quality: of the JPEG that is written, 1 to 95.
-
-    Returns:
-        SHA-256, in hex, of the bytes written.
+        quality: of the JPEG that is made, 1 to 95.
 
     Raises:
         Unusable: the file does not decode to its end, or is damaged inside.
     """
     size = upright_size((plan.width, plan.height), orientation)  # a quarter turn is its own inverse here
-    jpeg = source.read_bytes()
-    with _opened(source) as image:
+    with _opened(jpeg) as image:
         # One block: Pillow's decoder of arithmetic coding cannot wait for a second one.
         image.decodermaxblock = max(image.decodermaxblock, len(jpeg))
         # JPEG's own scaling to twice the target is most of the speed: 2.7 times plain Pillow at 12 megapixels, at
@@ -71,7 +63,9 @@ def write_resized(source: Path, target: Path, plan: ResizePlan, orientation: int
     if orientation in TRANSPOSES:
         resized = resized.transpose(TRANSPOSES[orientation])
     resized.info = {}  # save() would carry a JPEG comment over
-    return _publish(resized, target, quality)
+    buffer = io.BytesIO()
+    resized.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def _find_damage(jpeg: bytes) -> str | None:
@@ -122,22 +116,13 @@ def _is_harmless(message: str, scans: bytes) -> bool:
     return count <= _CAMERA_PADDING or not scans[end - count : end].strip(b"\x00\xff")
 
 
-def _publish(image: Image.Image, target: Path, quality: int) -> str:
-    """Write beside the target and rename, so that a killed run leaves no half image under its name."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(target)
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def _opened(jpeg: bytes) -> Iterator[ImageFile.ImageFile]:
     """Open a JPEG, or the first picture of a phone's multi-picture file, which Pillow opens as a JPEG too."""
     try:
-        with Image.open(path, formats=["JPEG"]) as image:
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
             yield image
+    except UnidentifiedImageError as error:  # whose text is about our buffer
+        raise Unusable("undecodable_image", "not a JPEG" if jpeg else "the file is empty") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Unusable("undecodable_image", str(error).replace(str(path), path.name)) from error
+        raise Unusable("undecodable_image", str(error)) from error

@@ -10,7 +10,8 @@ from functools import cached_property
 from bbu.config.domains import DataConfig, Language
 from bbu.config.kinds import nearest_valid
 from bbu.config.label_files import load_label_scheme, read_label_file
-from bbu.conversion.vendor import LABEL_KEY_EN, LABEL_KEY_ZH, Unusable, VendorObject
+from bbu.conversion.rejects import Unusable
+from bbu.conversion.vendor import LABEL_KEY_EN, LABEL_KEY_ZH, VendorObject
 from bbu.errors import DataError
 from bbu.labels import Label, LabelScheme
 

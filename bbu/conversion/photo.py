@@ -1,22 +1,23 @@
-"""Converts one photo: its JSON and JPEG in, a resized JPEG and the outcome out.
+"""Converts one photo: its JSON and the bytes of its JPEG in, the outcome and the bytes of a resized JPEG out.
 
 A photo is converted without any knowledge of the others, so that photos can be shared among processes and jobs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from bbu.config.domains import DataConfig
 from bbu.conversion.coordinates import check_shares, suspected_scale
 from bbu.conversion.frames import possible_frames, upright_size
-from bbu.conversion.images import read_frame, write_resized
+from bbu.conversion.images import make_resized, read_frame
 from bbu.conversion.labels import LabelRules
 from bbu.conversion.plan import PhotoPlan, plan_photo
-from bbu.conversion.vendor import Reject, Unusable, find_image, read_photo
+from bbu.conversion.rejects import Reject
+from bbu.conversion.vendor import VendorPhoto
 from bbu.schema import View, parse_record, view_to_dict
 
 
@@ -56,28 +57,37 @@ class PhotoOutcome:
     """What became of it if its boxes are in the stored frame, where its own size does not decide that."""
 
 
-def convert_photo(name: str, config: DataConfig, rules: LabelRules) -> PhotoOutcome:
-    """Convert one photo and write its image; a photo that cannot be used comes back with its reason."""
-    folder = Path(config.vendor_dir)
-    try:
-        photo = read_photo(folder, name)
-        source = find_image(folder, name)
-        check_shares(photo)
-        stored, orientation = read_frame(source)
-        frames = possible_frames(photo, stored, orientation, config.exif_frame)
-        plans = [plan_photo(photo, stored, orientation, frame, rules, config) for frame in frames]
-        image = f"{config.image_folder}/{name}.jpeg"
-        target = Path(config.data_root) / image
-        sha256 = write_resized(source, target, plans[0].resize, orientation, config.jpeg_quality)
-    except Unusable as unusable:
-        return PhotoOutcome(name, None, (Reject(name, unusable.reason, unusable.detail),))
+def convert_photo(
+    photo: VendorPhoto, jpeg: bytes, image: str, config: DataConfig, rules: LabelRules
+) -> tuple[PhotoOutcome, bytes]:
+    """Convert one photo.
+
+    Args:
+        photo: what the vendor says of it.
+        jpeg: the vendor's file.
+        image: path of the resized image, relative to data_root.
+        config: how it is converted.
+        rules: how labels are written.
+
+    Returns:
+        What became of it; the resized image's file.
+
+    Raises:
+        Unusable: the photo cannot be used.
+    """
+    check_shares(photo)
+    stored, orientation = read_frame(jpeg)
+    frames = possible_frames(photo, stored, orientation, config.exif_frame)
+    plans = [plan_photo(photo, stored, orientation, frame, rules, config) for frame in frames]
+    resized = make_resized(jpeg, plans[0].resize, orientation, config.jpeg_quality)
+    sha256 = hashlib.sha256(resized).hexdigest()
     facts = {"sha256": sha256, "dialect": photo.dialect, "scale": suspected_scale(photo)}
     facts["decides_frame"] = upright_size(stored, orientation) != stored
     first, *others = [
-        PhotoOutcome(name, _build_photo(image, plan, frame=frame, **facts), plan.rejects)
+        PhotoOutcome(photo.name, _build_photo(image, plan, frame=frame, **facts), plan.rejects)
         for frame, plan in zip(frames, plans, strict=True)
     ]
-    return replace(first, stored=others[0]) if others else first
+    return (replace(first, stored=others[0]) if others else first), resized
 
 
 def _build_photo(image: str, plan: PhotoPlan, **facts: Any) -> ConvertedPhoto:
@@ -85,29 +95,21 @@ def _build_photo(image: str, plan: PhotoPlan, **facts: Any) -> ConvertedPhoto:
     return ConvertedPhoto(view, clipped=plan.clipped, respelled=plan.respelled, **facts)
 
 
-def dump_outcome(outcome: PhotoOutcome) -> str:
-    """Write an outcome as one JSON line of a shard, newline included."""
-    return json.dumps(_outcome_to_dict(outcome), ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def parse_outcome(line: str) -> PhotoOutcome:
-    """Read a line that `dump_outcome` wrote; the schema checks the view as it will check the record."""
-    return _parse_outcome(json.loads(line))
-
-
-def _outcome_to_dict(outcome: PhotoOutcome) -> dict[str, Any]:
+def outcome_to_dict(outcome: PhotoOutcome) -> dict[str, Any]:
+    """Convert an outcome to its JSON form in a shard."""
     data = asdict(outcome)
     if outcome.photo:
         data["photo"]["view"] = view_to_dict(outcome.photo.view)
     if outcome.stored:
-        data["stored"] = _outcome_to_dict(outcome.stored)
+        data["stored"] = outcome_to_dict(outcome.stored)
     return data
 
 
-def _parse_outcome(data: dict[str, Any]) -> PhotoOutcome:
+def parse_outcome(data: dict[str, Any]) -> PhotoOutcome:
+    """Convert back what `outcome_to_dict` made; the schema checks the view as it will check the record."""
     photo = _parse_photo(data["photo"], data["name"]) if data["photo"] else None
     rejects = tuple(Reject(**reject) for reject in data["rejects"])
-    return PhotoOutcome(data["name"], photo, rejects, _parse_outcome(data["stored"]) if data["stored"] else None)
+    return PhotoOutcome(data["name"], photo, rejects, parse_outcome(data["stored"]) if data["stored"] else None)
 
 
 def _parse_photo(data: dict[str, Any], name: str) -> ConvertedPhoto:

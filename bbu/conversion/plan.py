@@ -12,7 +12,8 @@ from bbu.boxes import box_area, turn_box
 from bbu.config.domains import DataConfig
 from bbu.conversion.frames import Frame, upright_size
 from bbu.conversion.labels import LabelRules
-from bbu.conversion.vendor import Reject, Unusable, VendorPhoto
+from bbu.conversion.rejects import Reject, Unusable
+from bbu.conversion.vendor import VendorPhoto
 from bbu.errors import DataError
 from bbu.resize import ResizePlan, smart_resize
 from bbu.schema import BBUObject, Box

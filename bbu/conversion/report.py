@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from bbu.config.domains import DataConfig
 from bbu.conversion.drop import FrameChoice
 from bbu.conversion.photo import ConvertedPhoto, PhotoOutcome
-from bbu.conversion.vendor import Reject
+from bbu.conversion.rejects import Reject
 from bbu.errors import DataError
 from bbu.schema import REJECTS_FILE
 
@@ -64,11 +64,22 @@ class ObjectCounts:
 
 
 @dataclass(frozen=True)
+class FileCounts:
+    """The vendor's files that are not what a conversion expects."""
+
+    uncovered: dict[str, int]
+    """Suffix or reason → files and links that are part of no photo."""
+    renamed: dict[str, str]
+    """Written photo, below image_folder and without suffix → its file, where that has another name."""
+
+
+@dataclass(frozen=True)
 class ConversionReport:
     """What became of a vendor's folder. The field names are those of the report's file."""
 
     photos: PhotoCounts
     objects: ObjectCounts
+    files: FileCounts
     exif: FrameChoice
     """How the photos were read whose EXIF frame their own size does not decide."""
     written: dict[str, int]
@@ -113,6 +124,12 @@ def count_outcomes(outcomes: Sequence[PhotoOutcome], config: DataConfig) -> tupl
 def find_warnings(report: ConversionReport, config: DataConfig) -> list[str]:
     """Say what of the counts somebody should look at, though it is no defect."""
     warnings = []
+    if report.files.renamed:
+        example = next(f"{file!r} is {name!r}" for name, file in report.files.renamed.items())
+        warnings.append(
+            f"{len(report.files.renamed)} photos are written under other names than their files have, which are not "
+            f"UTF-8, too long, or one name where capitals or accents do not count: {example}"
+        )
     if report.photos.emptied:
         fate = "set aside" if config.emptied_photo_policy == "set_aside" else "treated as photos that show no object"
         warnings.append(f"{report.photos.emptied} photos lost all their objects to rejects: {fate}")

@@ -7,21 +7,20 @@ merge, from outcomes sorted by photo name. That is why the number of shards, pro
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bbu.config.domains import DataConfig, keys_used_for
+from bbu.config.domains import DataConfig
+from bbu.conversion.contents import HashBudget
 from bbu.conversion.drop import check_scale, choose_frames, frame_warnings, scale_warnings
-from bbu.conversion.labels import load_rules
+from bbu.conversion.labels import LabelRules, load_rules
+from bbu.conversion.listing import PhotoFiles, list_vendor_folder
 from bbu.conversion.outputs import check_outputs
-from bbu.conversion.photo import ConvertedPhoto, PhotoOutcome, convert_photo, dump_outcome, parse_outcome
+from bbu.conversion.photo import ConvertedPhoto, PhotoOutcome
 from bbu.conversion.report import (
     ConversionReport,
+    FileCounts,
     check_report,
     count_outcomes,
     dump_rejects,
@@ -29,16 +28,29 @@ from bbu.conversion.report import (
     find_warnings,
     is_in_records,
 )
+from bbu.conversion.reuse import (
+    PhotoResult,
+    confirm_result,
+    convert_photos,
+    is_worth_another_try,
+    withdraw_hashes,
+)
+from bbu.conversion.shard_files import (
+    photos_of_shard,
+    read_results,
+    read_shard,
+    settings_fingerprint,
+    shard_path,
+    write_shard,
+)
 from bbu.conversion.split import moved_sites, site_of, val_sites
 from bbu.conversion.teachers import choose_teachers
-from bbu.conversion.vendor import list_photos
 from bbu.errors import DataError
 from bbu.run.files import write_atomic
-from bbu.schema import REJECTS_FILE, REPORT_FILE, SHARD_FOLDER, View, dump_line, photos_hash_path
+from bbu.schema import REJECTS_FILE, REPORT_FILE, View, dump_line, photos_hash_path
 
-_SHARD_FORMAT = 3
-"""Form of a shard's lines, part of its fingerprint. Shards of an older form are made again: form 1 holds no hashes of
-photos, form 2 was made without the checks of damage, scale and EXIF frame."""
+_MOST_HASHED = 2**30
+"""Bytes that may be read on a login node to find out whether shards are complete: some seconds."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ class _Split:
 
 
 def convert_shard(config: DataConfig, shard: int, shards: int) -> Path:
-    """Convert the photos of one shard.
+    """Convert the photos of one shard, except those that were converted before and have not changed.
 
     Args:
         config: what to convert and how.
@@ -67,27 +79,40 @@ def convert_shard(config: DataConfig, shard: int, shards: int) -> Path:
         The shard's file, for `merge_shards` to read.
 
     Raises:
-        DataError: there are no photos, or the label files are not usable.
+        DataError: there are no photos, a folder cannot be read, or the label files are not usable.
+        OSError: a photo cannot be written.
     """
     check_outputs(config)
-    names = _photo_names(config)[shard::shards]
-    convert = partial(convert_photo, config=config, rules=load_rules(config))
-    header = {"fingerprint": _fingerprint(config), "photos": len(names)}
-    lines = map(dump_outcome, _convert_all(convert, names, config))
-    path = _shard_path(config, shard, shards)
-    _write_file(path, json.dumps(header, sort_keys=True) + "\n" + "".join(lines))
+    photos = photos_of_shard(list_vendor_folder(Path(config.vendor_dir)).photos, shard, shards)
+    rules, path = load_rules(config), shard_path(config, shard, shards)
+    fingerprint = settings_fingerprint(config, rules)
+    earlier = read_results(config, fingerprint, path)
+    usable = {name: result for name, result in earlier.items() if not is_worth_another_try(result)}
+    write_shard(path, fingerprint, _current_results(photos, usable, config, rules))
     return path
 
 
 def missing_shards(config: DataConfig, shards: int) -> list[int]:
-    """List the shards that a merge could not take: not there, or made from other settings or photos.
+    """List the shards that have work left: not there, of other settings, or with photos that came, went or changed.
 
     All `shards` of them where there are no photos yet.
     """
     if not Path(config.vendor_dir).is_dir():
         return list(range(shards))
-    fingerprint = _fingerprint(config)
-    return [shard for shard in range(shards) if _made_from(_shard_path(config, shard, shards)) != fingerprint]
+    photos = list_vendor_folder(Path(config.vendor_dir)).photos
+    fingerprint, budget = settings_fingerprint(config, load_rules(config)), HashBudget(_MOST_HASHED)
+
+    def is_complete(shard: int) -> bool:
+        results = read_shard(shard_path(config, shard, shards), fingerprint)
+        listed = {files.name: files for files in photos_of_shard(photos, shard, shards)}
+        return (
+            results is not None
+            and results.keys() == listed.keys()
+            and not any(map(is_worth_another_try, results.values()))
+            and all(confirm_result(each, listed[name], config, budget) for name, each in results.items())
+        )
+
+    return [shard for shard in range(shards) if not is_complete(shard)]
 
 
 def merge_shards(config: DataConfig, shards: int) -> ConversionReport:
@@ -105,9 +130,12 @@ def merge_shards(config: DataConfig, shards: int) -> ConversionReport:
             than the config allows: then the reports are written, and the records files stay as they are.
     """
     check_outputs(config)
-    outcomes, exif = choose_frames(sorted(_read_shards(config, shards), key=lambda outcome: outcome.name))
+    listing = list_vendor_folder(Path(config.vendor_dir))
+    results = _read_shards(config, shards, listing.photos)
+    outcomes, exif = choose_frames(sorted(results, key=lambda outcome: outcome.name))
     photos, objects = count_outcomes(outcomes, config)
-    refused = ConversionReport(photos, objects, exif, written={}, val_sites=[], warnings=[])
+    files = FileCounts(listing.uncovered, listing.renamed)
+    refused = ConversionReport(photos, objects, files, exif, written={}, val_sites=[], warnings=[])
     warnings = [*frame_warnings(exif), *scale_warnings(outcomes), *find_warnings(refused, config)]
     root = Path(config.data_root)
     _write_file(root / REJECTS_FILE, dump_rejects(outcomes, config))
@@ -115,14 +143,15 @@ def merge_shards(config: DataConfig, shards: int) -> ConversionReport:
     check_scale(outcomes)
     check_report(refused, config)
     split = _split_photos(outcomes, config)
-    files = {config.train_file: split.train, config.val_file: split.val, config.teacher_file: split.teachers}
+    written = {config.train_file: split.train, config.val_file: split.val, config.teacher_file: split.teachers}
     sha256 = {photo.view.images[0]: photo.sha256 for photo in _photos(outcomes)}
-    for name, views in files.items():
+    withdraw_hashes(config)
+    for name, views in written.items():
         _write_file(root / name, "".join(map(dump_line, views)))
         _write_file(photos_hash_path(root / name), _hash_photos(views, sha256) + "\n")
     report = replace(
         refused,
-        written={name: len(views) for name, views in files.items()},
+        written={name: len(views) for name, views in written.items()},
         val_sites=split.val_sites,
         warnings=warnings + split.warnings,
     )
@@ -130,60 +159,44 @@ def merge_shards(config: DataConfig, shards: int) -> ConversionReport:
     return report
 
 
-def _photo_names(config: DataConfig) -> list[str]:
-    folder = Path(config.vendor_dir)
-    if not folder.is_dir():
-        raise DataError(f"vendor_dir {folder} is not a folder; correct it, or draw one with `python -m bbu.demo`")
-    names = list_photos(folder)
-    if not names:
-        raise DataError(f"vendor_dir {folder} holds no .json, .jpeg or .jpg; correct vendor_dir")
-    return names
+def _read_shards(config: DataConfig, shards: int, photos: Sequence[PhotoFiles]) -> list[PhotoOutcome]:
+    """Read what became of each photo; what came or changed after its shard was made is converted now.
 
-
-def _convert_all(convert: partial[PhotoOutcome], names: list[str], config: DataConfig) -> list[PhotoOutcome]:
-    processes = min(config.convert_processes or os.cpu_count() or 1, len(names))
-    if processes <= 1:
-        return [convert(name) for name in names]
-    with ProcessPoolExecutor(processes) as pool:
-        # Few photos at a time, so that no process has much left when the others are done.
-        return list(pool.map(convert, names, chunksize=4))
-
-
-def _fingerprint(config: DataConfig) -> str:
-    """SHA-256 of the settings, the label rules and the photo list that a shard is made from."""
-    settings = {name: getattr(config, name) for name in keys_used_for("shard")}
-    facts = [_SHARD_FORMAT, settings, asdict(load_rules(config)), _photo_names(config)]
-    text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _shard_path(config: DataConfig, shard: int, shards: int) -> Path:
-    return Path(config.data_root) / SHARD_FOLDER / f"of-{shards}" / f"{shard}.jsonl"
-
-
-def _made_from(path: Path) -> str | None:
-    """The fingerprint of a shard's file; None where there is no file."""
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as file:
-        return json.loads(file.readline())["fingerprint"]
-
-
-def _read_shards(config: DataConfig, shards: int) -> list[PhotoOutcome]:
-    paths = [_shard_path(config, shard, shards) for shard in range(shards)]
+    Raises DataError where a shard is missing or was made under other settings.
+    """
+    paths = [shard_path(config, shard, shards) for shard in range(shards)]
     missing = [str(i) for i, path in enumerate(paths) if not path.is_file()]
     if missing:
         raise DataError(f"shards {', '.join(missing)} of {shards} are missing; run `--shard I/{shards}` for each")
-    fingerprint = _fingerprint(config)
-    return [outcome for path in paths for outcome in _read_shard(path, fingerprint)]
+    rules = load_rules(config)
+    fingerprint = settings_fingerprint(config, rules)
+    outcomes: list[PhotoOutcome] = []
+    for shard, path in enumerate(paths):
+        earlier = read_shard(path, fingerprint)
+        if earlier is None:
+            raise DataError(
+                f"{path} was made under other settings or label files, or by another version, or is damaged; run this "
+                "shard again"
+            )
+        results = _current_results(photos_of_shard(photos, shard, shards), earlier, config, rules)
+        if results != list(earlier.values()):
+            write_shard(path, fingerprint, results)
+        outcomes += [result.outcome for result in results]
+    return outcomes
 
 
-def _read_shard(path: Path, fingerprint: str) -> list[PhotoOutcome]:
-    if _made_from(path) != fingerprint:
-        raise DataError(f"{path} was made from other settings or photos, or by another version; run this shard again")
-    # Not splitlines(): a text of the vendor may hold U+2028 and its like, which do not end a JSON line.
-    _, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    return [parse_outcome(line) for line in lines]
+def _current_results(
+    photos: Sequence[PhotoFiles], earlier: Mapping[str, PhotoResult], config: DataConfig, rules: LabelRules
+) -> list[PhotoResult]:
+    """What became of each photo: as before where that still holds, else the photo is converted."""
+    results: dict[str, PhotoResult] = {}
+    for files in photos:
+        before = earlier.get(files.name)
+        if before and (result := confirm_result(before, files, config)):
+            results[files.name] = result
+    left = [files for files in photos if files.name not in results]
+    results |= {result.files.name: result for result in convert_photos(left, config, rules)}
+    return [results[files.name] for files in photos]
 
 
 def _photos(outcomes: Iterable[PhotoOutcome]) -> list[ConvertedPhoto]:

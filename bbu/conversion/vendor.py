@@ -6,51 +6,22 @@ Dialect B: `markResult.features`, GeoJSON-like, with `properties.content` (Engli
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from bbu.conversion.rejects import Reject, Unusable
+from bbu.conversion.vendor_json import parse_vendor_json
 from bbu.schema import Box
 
-_IMAGE_SUFFIXES = (".jpeg", ".jpg")
 LABEL_KEY_EN, LABEL_KEY_ZH = "label", "标签"
-_MAX_JSON_BYTES = 64 * 1024 * 1024
-"""Far above any real file: a photo has at most 26 objects. It keeps a wrong file from filling the memory."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 """A number that a tool wrote as a text."""
 _LARGEST_NUMBER = 1e9
 """Far above any coordinate; it keeps NaN and integers of hundreds of digits out of the arithmetic."""
 _CORNER_DISTANCE = 1.0
 """Pixels by which the corners of one object may differ between its two annotations: one is rounded."""
-
-
-@dataclass(frozen=True)
-class Reject:
-    """Something that is left out of the data: a whole photo or one of its objects."""
-
-    photo: str
-    """Name of the photo: its path below the vendor folder, without suffix."""
-    reason: str
-    """One word of a fixed set, such as `empty_box`."""
-    detail: str
-    """What is wrong, for a person."""
-    index: int | None = None
-    """Number of the object among the photo's annotations, from 0; None for the whole photo."""
-
-
-class Unusable(Exception):
-    """A photo or one of its objects cannot be used; whoever catches this makes it a `Reject`.
-
-    Args:
-        reason: one word of a fixed set, such as `empty_box`.
-        detail: what is wrong, for a person.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -85,31 +56,9 @@ class VendorPhoto:
     """The annotations that cannot be read."""
 
 
-def list_photos(folder: Path) -> list[str]:
-    """List the photo names, sorted: every stem below `folder` with a JSON or an image; hidden files are left out."""
-    suffixes = {".json", *_IMAGE_SUFFIXES}
-    paths = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    return sorted({p.with_suffix("").as_posix() for p in paths if not p.name.startswith(".")})
-
-
-def find_image(folder: Path, name: str) -> Path:
-    """Find the image beside a photo's JSON. Raises Unusable when there is none or more than one."""
-    stem = folder / name
-    names = {stem.name + suffix for lower in _IMAGE_SUFFIXES for suffix in (lower, lower.upper())}
-    images = sorted(p for p in stem.parent.iterdir() if p.name in names)
-    if not images:
-        raise Unusable("missing_image", f"no {name}.jpeg or .jpg beside the JSON")
-    if len(images) > 1:
-        raise Unusable("ambiguous_image", f"{' and '.join(p.name for p in images)} share one JSON")
-    return images[0]
-
-
-def read_photo(folder: Path, name: str) -> VendorPhoto:
+def read_photo(name: str, text: bytes) -> VendorPhoto:
     """Read one vendor JSON; raises Unusable when the file as a whole cannot be used."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        raise Unusable("missing_json", "the image has no JSON beside it")
-    data = _load(path)
+    data = parse_vendor_json(text)
     width, height = _size(data)
     readings = [_read_items(name, dialect, items) for dialect, items in _annotations(data)]
     dialect, objects, rejects = readings[0]
@@ -117,21 +66,6 @@ def read_photo(folder: Path, name: str) -> VendorPhoto:
         counts = " and ".join(f"{len(others)} objects in dialect {letter}" for letter, others, _ in readings)
         raise Unusable("two_annotations", f"'dataList' and 'markResult' are both filled and differ: {counts}")
     return VendorPhoto(name, width, height, dialect, tuple(objects), tuple(rejects))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise Unusable("non_finite_number", f"{constant} is not a JSON number")
-
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise Unusable("oversized_json", f"more than {_MAX_JSON_BYTES} bytes")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unusable("broken_json", str(error)) from error
-    if not isinstance(data, dict):
-        raise Unusable("broken_json", f"top level is {type(data).__name__}, not an object")
-    return data
 
 
 def _size(data: dict[str, Any]) -> tuple[int, int]:
@@ -227,6 +161,8 @@ def _texts(data: Any) -> dict[str, str]:
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(text for text in map(_text, value) if text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Unusable("non_finite_number", "a number among the texts has hundreds of digits")
     return str(value).strip() if isinstance(value, str | int | float) else ""
 
 

@@ -16,10 +16,10 @@ from bbu.config.domains import DataConfig
 from bbu.config.read import load_config
 from bbu.conversion.labels import load_rules
 from bbu.conversion.report import ConversionReport
-from bbu.conversion.shards import SHARD_FOLDER, convert_shard, merge_shards, missing_shards
+from bbu.conversion.shards import convert_shard, merge_shards, missing_shards
 from bbu.conversion.split import site_of
 from bbu.errors import ConfigError, DataError
-from bbu.schema import read_photos_hash, read_records
+from bbu.schema import SHARD_FOLDER, read_photos_hash, read_records
 from bbu.synthetic.rooms import write_rooms
 
 PHOTOS = 24
@@ -108,7 +108,8 @@ def test_another_jpeg_quality_gives_another_hash_under_equal_records(vendor: Pat
 def test_shards_of_the_form_without_hashes_are_made_again(vendor: Path, tmp_path: Path) -> None:
     config = config_for(vendor, tmp_path)
     path = convert_shard(config, 0, 1)
-    header, *outcomes = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    header, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    outcomes = [line["outcome"] for line in lines]
     keys = ("min_pixels", "max_pixels", "jpeg_quality", "image_folder", "min_visible_ratio", "min_box_side")
     settings = {name: getattr(config, name) for name in (*keys, "remove_duplicates")}
     names = sorted(outcome["name"] for outcome in outcomes)

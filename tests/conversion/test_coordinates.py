@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bbu.conversion.coordinates import check_shares, suspected_scale
-from bbu.conversion.vendor import Unusable, VendorObject, VendorPhoto
+from bbu.conversion.rejects import Unusable
+from bbu.conversion.vendor import VendorObject, VendorPhoto
 from bbu.schema import Box
 
 PIXELS = (1200, 900, 2000, 1500)

@@ -8,7 +8,8 @@ from PIL import Image
 from bbu.boxes import turn_box
 from bbu.conversion.frames import possible_frames
 from bbu.conversion.images import TRANSPOSES
-from bbu.conversion.vendor import Unusable, VendorObject, VendorPhoto
+from bbu.conversion.rejects import Unusable
+from bbu.conversion.vendor import VendorObject, VendorPhoto
 from bbu.schema import Box
 
 BOX = (0, 0, 9, 9)

@@ -10,7 +10,8 @@ import pytest
 from bbu.config.domains import DataConfig
 from bbu.config.read import load_config
 from bbu.conversion.labels import load_rules
-from bbu.conversion.vendor import Unusable, VendorObject
+from bbu.conversion.rejects import Unusable
+from bbu.conversion.vendor import VendorObject
 from bbu.errors import BBUError
 from bbu.labels import Label
 

@@ -10,7 +10,8 @@ from bbu.config.domains import DataConfig
 from bbu.config.read import load_config
 from bbu.conversion.labels import load_rules
 from bbu.conversion.plan import PhotoPlan, plan_photo
-from bbu.conversion.vendor import Unusable, VendorObject, VendorPhoto
+from bbu.conversion.rejects import Unusable
+from bbu.conversion.vendor import VendorObject, VendorPhoto
 from bbu.schema import Box
 
 

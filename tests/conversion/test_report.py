@@ -10,9 +10,11 @@ import pytest
 from bbu.config.domains import DataConfig
 from bbu.config.read import load_config
 from bbu.conversion.drop import FrameChoice
-from bbu.conversion.photo import ConvertedPhoto, PhotoOutcome, dump_outcome, parse_outcome
+from bbu.conversion.photo import ConvertedPhoto, PhotoOutcome, outcome_to_dict, parse_outcome
+from bbu.conversion.rejects import Reject
 from bbu.conversion.report import (
     ConversionReport,
+    FileCounts,
     check_report,
     count_outcomes,
     dump_rejects,
@@ -20,12 +22,11 @@ from bbu.conversion.report import (
     find_warnings,
     is_in_records,
 )
-from bbu.conversion.vendor import Reject
 from bbu.errors import DataError
 from bbu.schema import BBUObject, View
 
 OBJECT = BBUObject((0, 0, 1, 1), "标签贴纸")
-NO_CHOICE = FrameChoice(0, None, 0, 0)
+NO_CHOICE, NO_FILES = FrameChoice(0, None, 0, 0), FileCounts({}, {})
 
 
 def converted(objects: int, **changes: object) -> ConvertedPhoto:
@@ -45,7 +46,7 @@ def config(**changes: object) -> DataConfig:
 
 def report(*outcomes: PhotoOutcome, **changes: object) -> ConversionReport:
     counts = count_outcomes(outcomes, config(**changes))
-    return ConversionReport(*counts, exif=NO_CHOICE, written={"train.jsonl": 1}, val_sites=["S1"], warnings=[])
+    return ConversionReport(*counts, NO_FILES, NO_CHOICE, written={"train.jsonl": 1}, val_sites=["S1"], warnings=[])
 
 
 def check(*outcomes: PhotoOutcome, **changes: object) -> None:
@@ -170,4 +171,4 @@ def test_the_file_has_the_fields_that_it_always_had() -> None:
     ],
 )
 def test_an_outcome_survives_its_shard(each: PhotoOutcome) -> None:
-    assert parse_outcome(dump_outcome(each)) == each
+    assert parse_outcome(json.loads(json.dumps(outcome_to_dict(each)))) == each

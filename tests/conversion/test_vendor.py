@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bbu.conversion.vendor import Unusable, find_image, list_photos, read_photo
+from bbu.conversion.rejects import Unusable
+from bbu.conversion.vendor import read_photo
 
 INFO = {"width": 100, "height": 50, "depth": 3}
 LABEL = {"contentZh": {"标签": "BBU品牌/华为"}}
 
 
-def read(tmp_path: Path, data: Any):
+def read(data: Any):
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    (tmp_path / "p.json").write_text(text, encoding="utf-8")
-    return read_photo(tmp_path, "p")
+    return read_photo("p", text.encode())
 
 
 def dialect_b(coordinates: Any, properties: Any = LABEL) -> dict[str, Any]:
@@ -26,23 +25,23 @@ def dialect_b(coordinates: Any, properties: Any = LABEL) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("corners", [[[1, 2], [30, 40]], [[30, 40], [1, 2]], [[30, 2], [1, 40]]])
-def test_dialect_a_takes_opposite_corners_in_any_order(tmp_path: Path, corners: list) -> None:
-    photo = read(tmp_path, {"info": INFO, "dataList": [{"coordinates": corners, "properties": LABEL}]})
+def test_dialect_a_takes_opposite_corners_in_any_order(corners: list) -> None:
+    photo = read({"info": INFO, "dataList": [{"coordinates": corners, "properties": LABEL}]})
     assert (photo.dialect, photo.width, photo.height) == ("A", 100, 50)
     assert photo.objects[0].box == (1, 2, 30, 40)
     assert photo.objects[0].content_zh == {"标签": "BBU品牌/华为"}
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_dialect_b_takes_flat_and_nested_rings_of_floats(tmp_path: Path, nested: bool) -> None:
+def test_dialect_b_takes_flat_and_nested_rings_of_floats(nested: bool) -> None:
     ring = [[1.5, 2], [30.25, 2], [30.25, 40], [1.5, 40], [1.5, 2]]
-    photo = read(tmp_path, dialect_b([ring] if nested else ring))
+    photo = read(dialect_b([ring] if nested else ring))
     assert photo.dialect == "B" and photo.objects[0].box == (1.5, 2, 30.25, 40)
 
 
-def test_flat_properties_are_read_as_the_language_of_their_label_key(tmp_path: Path) -> None:
+def test_flat_properties_are_read_as_the_language_of_their_label_key() -> None:
     item = {"coordinates": [[0, 0], [9, 9]], "properties": {"标签": "线缆/光纤", "颜色": "黄"}}
-    photo = read(tmp_path, {"info": INFO, "dataList": [item]})
+    photo = read({"info": INFO, "dataList": [item]})
     assert photo.objects[0].content_zh == {"标签": "线缆/光纤", "颜色": "黄"} and not photo.objects[0].content
 
 
@@ -63,9 +62,9 @@ def test_flat_properties_are_read_as_the_language_of_their_label_key(tmp_path: P
         ({"info": INFO, "dataList": None, "markResult": []}, "unknown_dialect"),
     ],
 )
-def test_unusable_file_is_rejected_with_its_reason(tmp_path: Path, data: Any, reason: str) -> None:
+def test_unusable_file_is_rejected_with_its_reason(data: Any, reason: str) -> None:
     with pytest.raises(Unusable) as caught:
-        read(tmp_path, data)
+        read(data)
     assert caught.value.reason == reason
 
 
@@ -76,16 +75,16 @@ def test_unusable_file_is_rejected_with_its_reason(tmp_path: Path, data: Any, re
         [[1, 1e999], [2, 3]], [[1, 10**20], [2, 3]], "1,2,3,4", [1, 2, 3, 4], [{"x": 1, "y": 2}, {"x": 3, "y": 4}],
     ],
 )  # fmt: skip
-def test_bad_coordinates_reject_the_object_and_keep_the_photo(tmp_path: Path, bad: Any) -> None:
+def test_bad_coordinates_reject_the_object_and_keep_the_photo(bad: Any) -> None:
     text = json.dumps(dialect_b(bad)).replace("Infinity", "1e999")
-    photo = read(tmp_path, text)
+    photo = read(text)
     assert [(r.index, r.reason) for r in photo.rejects] == [(0, "bad_coordinates")] and not photo.objects
 
 
 @pytest.mark.parametrize("corners", [[["1", " 2 "], ["30.0", "4e1"]], [[1, 2], [30, 2], [30, 40], [1, 40]]])
-def test_numbers_may_be_texts_and_dialect_a_may_name_all_corners(tmp_path: Path, corners: list) -> None:
+def test_numbers_may_be_texts_and_dialect_a_may_name_all_corners(corners: list) -> None:
     info = {"width": "100", "height": "50"}
-    photo = read(tmp_path, {"info": info, "dataList": [{"coordinates": corners, "properties": LABEL}]})
+    photo = read({"info": info, "dataList": [{"coordinates": corners, "properties": LABEL}]})
     assert (photo.width, photo.height) == (100, 50) and photo.objects[0].box == (1, 2, 30, 40)
 
 
@@ -108,8 +107,8 @@ FIRST, SECOND = [[1, 2], [30, 40]], [[5, 6], [70, 40]]
         (in_both_dialects([FIRST, SECOND], [SECOND, [[1.4, 2.2], [30, 40]]]), "A", 2),
     ],
 )
-def test_of_two_lists_the_filled_one_counts_and_two_that_agree_are_one(tmp_path, data, dialect, objects) -> None:
-    photo = read(tmp_path, data)
+def test_of_two_lists_the_filled_one_counts_and_two_that_agree_are_one(data, dialect, objects) -> None:
+    photo = read(data)
     assert (photo.dialect, len(photo.objects)) == (dialect, objects)
 
 
@@ -121,37 +120,14 @@ def test_of_two_lists_the_filled_one_counts_and_two_that_agree_are_one(tmp_path,
         in_both_dialects([FIRST], [FIRST], "BBU品牌/中兴"),
     ],
 )
-def test_two_lists_that_differ_reject_the_photo(tmp_path: Path, data: Any) -> None:
+def test_two_lists_that_differ_reject_the_photo(data: Any) -> None:
     with pytest.raises(Unusable) as caught:
-        read(tmp_path, data)
+        read(data)
     assert caught.value.reason == "two_annotations"
 
 
-def test_bad_object_keeps_its_neighbours(tmp_path: Path) -> None:
+def test_bad_object_keeps_its_neighbours() -> None:
     good = {"coordinates": [[0, 0], [9, 9]], "properties": LABEL}
-    photo = read(tmp_path, {"info": INFO, "dataList": ["junk", good, {"coordinates": [[0, 0], [1, 1]]}]})
+    photo = read({"info": INFO, "dataList": ["junk", good, {"coordinates": [[0, 0], [1, 1]]}]})
     assert [item.index for item in photo.objects] == [1]
     assert [(r.index, r.reason) for r in photo.rejects] == [(0, "bad_object"), (2, "bad_object")]
-
-
-def test_photos_are_listed_sorted_whatever_half_of_the_pair_is_there(tmp_path: Path) -> None:
-    for name in ("b.json", "a.JPG", "sub/c.jpeg", "b.jpeg", "note.txt", ".hidden.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_photos(tmp_path) == ["a", "b", "sub/c"]
-    assert find_image(tmp_path, "a").name == "a.JPG"
-
-
-@pytest.mark.parametrize(("names", "reason"), [([], "missing_image"), (["p.jpg", "p.jpeg"], "ambiguous_image")])
-def test_photo_needs_exactly_one_image(tmp_path: Path, names: list[str], reason: str) -> None:
-    for name in names:
-        (tmp_path / name).touch()
-    with pytest.raises(Unusable) as caught:
-        find_image(tmp_path, "p")
-    assert caught.value.reason == reason
-
-
-def test_image_without_json_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(Unusable) as caught:
-        read_photo(tmp_path, "p")
-    assert caught.value.reason == "missing_json"
