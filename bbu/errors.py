@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import difflib
 import errno
 import io
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType, TracebackType
 
 PREEMPTED_EXIT_CODE = 75
@@ -27,6 +28,8 @@ STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 _BASE_PACKAGES = ("yaml", "PIL", "simplejpeg", "numpy", "pycocotools", "submitit", "json_repair", "tabulate")
 """What the project's base installs; all other packages come with its extra `train`."""
+_MAX_WORD = 100
+"""Letters of a word that are compared with valid words: the time grows with their square."""
 _ESCAPE = "bbu-escape"
 """Name of our error handler in `codecs`."""
 _MAKE_ROOM = "remove old runs, or choose another filesystem (output_root, data_root, TMPDIR)"
@@ -98,6 +101,16 @@ class JobError(BBUError):
     """A job cannot be described, submitted or launched."""
 
     exit_code = 7
+
+
+def nearest_valid(word: object, valid: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` with the valid word that is nearest to `word`, or "" where none is near.
+
+    Hyphens and capitals make no difference: `LLM-LR` is near `llm_lr`.
+    """
+    spelled = {str(item).lower(): item for item in valid}
+    near = difflib.get_close_matches(str(word)[:_MAX_WORD].lower().replace("-", "_"), list(spelled), n=1, cutoff=0.5)
+    return f"; did you mean {spelled[near[0]]!r}?" if near else ""
 
 
 class Stopped(BaseException):

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.checkpoint:
             _score_checkpoint(arguments.checkpoint.absolute(), arguments)
             return 0
-        codes = [_score_run(run.absolute(), arguments) for run in arguments.pending]
+        codes = [_score_run(run, arguments) for run in arguments.pending]
         return next(filter(None, codes), 0)
     except Stopped as stop:
         print_notice("bbu.eval", f"stopped by {stop}; the predictions so far are saved, the same command resumes")
@@ -60,7 +60,7 @@ def _score_run(run: Path, arguments: argparse.Namespace) -> int:
     """
     code = 0
     try:
-        folders = checkpoints_to_score(RunFolder(run), print)
+        folders = checkpoints_to_score(RunFolder.existing(run), print)
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -88,7 +88,7 @@ def _load_config(folder: Path, arguments: argparse.Namespace) -> DirectConfig:
 def _score_checkpoint(folder: Path, arguments: argparse.Namespace) -> None:
     """Score a checkpoint from each source and print the reports; with --pending, an old score is one line."""
     if checkpoint_step(folder.name) is None:
-        raise CheckpointError(f"{folder}: not a checkpoint-{{step}} folder of a run")
+        raise CheckpointError(f"{folder}: not a checkpoint-{{step}} folder of a run; --pending RUN scores all of a run")
     verify_sizes(folder)
     config = _load_config(folder, arguments)
     scorer = CheckpointScorer(folder, config, arguments.teachers)

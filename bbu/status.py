@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bbu.status", description=__doc__)
     add = parser.add_argument
-    add("runs", nargs="*", metavar="RUN", help="output-{run_name} folders (all in this folder)")
+    add("runs", nargs="*", metavar="RUN", help="names of runs, or their folders (all in this folder)")
     add("--watch", action="store_true", help="refresh the state until Ctrl-C")
     add("--interval", type=_seconds, default=5.0, metavar="SECONDS", help="time between two looks with --watch (5)")
     add_json_argument(parser)
@@ -73,8 +73,7 @@ def _runs(names: Sequence[str]) -> list[RunFolder]:
     """The named runs, else all of the current folder. Raises CheckpointError where there are none."""
     if names:
         return [RunFolder.existing(name) for name in names]
-    folders = [RunFolder(path.resolve()) for path in sorted(Path().glob("output-*"))]
-    runs = [run for run in folders if run.jobs.is_file() or run.config.is_file()]
+    runs = RunFolder.all_in(Path())
     if not runs:
         raise CheckpointError("no output-* run folder here; name one, or go to the folder you submitted from")
     return runs

@@ -1,7 +1,9 @@
-"""Submit jobs and manage them.
+"""Submit jobs and manage them; `train` where no command is named.
 
-train | convert | eval | pipeline     submit a job; pipeline: all of them, in order (train)
+train | convert | eval | pipeline     submit a job; pipeline: all of them, in order
 logs RUN | cancel RUN… | resume RUN   see what a run prints, cancel its jobs, resume its training
+
+`python -m bbu.submit COMMAND --help` shows the options of a command. Those of train:
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from bbu.config.arguments import add_dry_run_argument
 from bbu.errors import run_entry
 from bbu.jobs.control import cancel_runs, training_to_resume, wait_for_log_files
 from bbu.jobs.queue import clear_job_environment
-from bbu.jobs.request import add_request_arguments, request_from_arguments
+from bbu.jobs.request import JOBS, add_request_arguments, check_options, request_from_arguments, split_job
 from bbu.jobs.submission import submit_request
 from bbu.logs import print_notice
 from bbu.run.folder import RunFolder
@@ -31,22 +33,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     clear_job_environment(os.environ)
     if argv and argv[0] in _TOOLS:
         return _TOOLS[argv[0]](argv[1:])
-    arguments = _parser().parse_intermixed_args(argv)
-    return submit_request(request_from_arguments(arguments), _notify, arguments.dry_run)
+    job, words = split_job(argv)
+    arguments = _parser(job, is_named=len(words) < len(argv)).parse_intermixed_args(words)
+    check_options(arguments)
+    request = request_from_arguments(arguments)
+    return submit_request(request, _notify, arguments.dry_run, is_cluster_named=arguments.cluster is not None)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(job: str, is_named: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bbu.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m bbu.submit {job}" if is_named else "python -m bbu.submit",
+        description=JOBS[job] if is_named else __doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_request_arguments(parser)
+    add_request_arguments(parser, job)
     add_dry_run_argument(parser)
     return parser
 
 
 def _tool_parser(name: str, description: str, runs: str | int = 1) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m bbu.submit {name}", description=description)
-    parser.add_argument("runs", nargs=runs, metavar="RUN", help="an output-{run_name} folder")
+    parser.add_argument("runs", nargs=runs, metavar="RUN", help="name of a run, or its folder")
     return parser
 
 

@@ -15,6 +15,8 @@ from bbu.schema import SOURCES, Source
 _ENVIRONMENT_KEYS = {"BBU_DEEPSPEED_ENABLED": "deepspeed_enabled", "BBU_DEEPSPEED_CONFIG": "deepspeed_config"}
 """Environment variable → the key that it overrides; overrides of the command line win."""
 
+DEFAULT_CLUSTER = "local"
+"""The profile that serves where none is named: this machine."""
 _SWITCH_WORDS = {"1": "true", "true": "true", "yes": "true", "on": "true"}
 _SWITCH_WORDS |= {"0": "false", "false": "false", "no": "false", "off": "false"}
 """What a variable may say, in lower case → the value of its key."""
@@ -49,12 +51,12 @@ def add_log_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cluster_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --cluster, the name of a cluster profile."""
+    """Add --cluster, the name of a cluster profile; None where neither it nor BBU_CLUSTER names one."""
     parser.add_argument(
         "--cluster",
-        default=os.environ.get("BBU_CLUSTER", "local"),
+        default=os.environ.get("BBU_CLUSTER") or None,
         metavar="NAME",
-        help="a profile under configs/clusters, or a path (BBU_CLUSTER, else local: this machine)",
+        help=f"a profile under configs/clusters, or a path (BBU_CLUSTER, else {DEFAULT_CLUSTER}: this machine)",
     )
 
 

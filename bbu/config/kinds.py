@@ -7,13 +7,14 @@ field's meaning. `bbu.config.read` checks what it reads against these types. Rul
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from bbu.errors import nearest_valid
 
 Purpose = Literal["conversion", "shard", "score"]
 """conversion: converted data depend on the key. shard: so does one shard of them, before the merge. score: the
@@ -71,8 +72,6 @@ PositiveInt = Annotated[int, _POSITIVE]
 PositiveFloat = Annotated[float, _POSITIVE]
 NotNegativeInt = Annotated[int, _NOT_NEGATIVE]
 NotNegativeFloat = Annotated[float, _NOT_NEGATIVE]
-_MAX_WORD = 100
-"""Letters of a word that are compared with valid words: the time grows with their square."""
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 """How a text of a cluster profile names an environment variable of the caller."""
 ProfileText = Annotated[
@@ -105,17 +104,6 @@ def value_problems(value: Any, hint: Any) -> list[str]:
     choices = _base_types(hint)[0]
     hint_at = nearest_valid(value, get_args(choices)) if get_origin(choices) is Literal else ""
     return [f"must be {_describe_type(hint)}, not {short_repr(value)}{hint_at}"]
-
-
-def nearest_valid(word: Any, valid: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` with the valid word that is nearest to `word`, or "" where none is near.
-
-    Hyphens and capitals make no difference: `LLM-LR` is near `llm_lr`.
-    """
-    spelled = {str(item).lower(): item for item in valid}
-    near = difflib.get_close_matches(str(word)[:_MAX_WORD].lower().replace("-", "_"), list(spelled), n=1, cutoff=0.5)
-    matches = [spelled[item] for item in near]
-    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def is_text(hint: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from bbu.config.arguments import add_cluster_argument, add_json_argument
+from bbu.config.arguments import DEFAULT_CLUSTER, add_cluster_argument, add_json_argument
 from bbu.doctor.findings import Group, any_failed, findings_json, print_group, summary_line, warning
 from bbu.doctor.launch import LOG, local_tasks, prepare_folder, run_tasks, slurm_step
 from bbu.doctor.login import container_findings, host_facts, machine_findings
@@ -91,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.probe:
         return run_probe(arguments.probe)
-    profile = load_profile(arguments.cluster)
+    profile = load_profile(arguments.cluster or DEFAULT_CLUSTER)
+    if arguments.cluster is None and shutil.which("sbatch"):
+        _notify("this looks at this machine alone; --cluster NAME looks at Slurm and its nodes")
     if arguments.nodes < 1:
         raise JobError(f"--nodes is {arguments.nodes}; it must be at least 1")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` cancels the job as Ctrl-C does

@@ -164,7 +164,7 @@ def checkpoints_to_score(run: RunFolder, notify: Callable[[str], None]) -> list[
 
     Raises CheckpointError for a folder that is no run folder.
     """
-    if run.jobs.is_file() and not run.config.is_file():
+    if run.is_run and not run.config.is_file():
         notify(f"{run.root}: not begun yet, nothing to score")
         return []
     if not run.config.is_file():

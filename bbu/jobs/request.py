@@ -6,11 +6,12 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from bbu.config.arguments import add_cluster_argument, add_config_arguments
+from bbu.config.arguments import DEFAULT_CLUSTER, add_cluster_argument, add_config_arguments
 from bbu.config.flat import DirectConfig
 from bbu.config.read import load_config
-from bbu.errors import JobError
+from bbu.errors import JobError, nearest_valid
 from bbu.jobs.schedule import interval_minutes
 from bbu.jobs.sweep import point_name, sweep_points
 from bbu.run.folder import RunFolder
@@ -18,7 +19,26 @@ from bbu.run.folder import RunFolder
 Command = tuple[str, ...]
 """The words of a command line."""
 _DEFAULT_CONFIG = "base_flat"
-_JOBS = ("train", "convert", "eval", "pipeline")
+JOBS = {
+    "train": "Train a run on Slurm or on this machine, or resume it.",
+    "convert": "Convert the vendor's photos, as an array and a merge where the profile says so.",
+    "eval": "Score the checkpoints of runs that have no score yet.",
+    "pipeline": "Convert, train and score, each when the one before is done.",
+}
+"""Job → what it does."""
+TOOLS = ("logs", "cancel", "resume")
+"""What `python -m bbu.submit` does with submitted runs."""
+_OPTIONS = {
+    "runs": ("eval",),
+    "nodes": ("train", "pipeline"),
+    "gpus_per_node": ("train", "eval", "pipeline"),
+    "sweep": ("train", "pipeline"),
+    "every": ("eval",),
+    "demo": ("train", "convert", "pipeline"),
+}
+"""Argument → the jobs that it is for; those that are not named are for all."""
+_WITH_VALUE = ("--nodes", "--gpus-per-node", "--cluster", "--config", "--set", "--sweep", "--every")
+"""Options that the next word belongs to."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +102,62 @@ class Request:
         return ("train", "--nodes", str(self.nodes), *gpus, "--cluster", self.cluster, *self.run_arguments)
 
 
-def add_request_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that make a Request; `parse_intermixed_args` reads them."""
-    add = parser.add_argument
-    add("job", nargs="?", choices=_JOBS, default="train", help="what to run (train)")
-    add("runs", nargs="*", metavar="RUN", help="eval: run folders to score (the config's own)")
-    add("--nodes", type=int, default=1, metavar="N", help="nodes of the training job (1)")
-    add("--gpus-per-node", type=int, metavar="N", help="GPUs, and so tasks, per node (the profile's)")
+def add_request_arguments(parser: argparse.ArgumentParser, job: str = "train") -> None:
+    """Add the arguments that make a Request; `parse_intermixed_args` reads them.
+
+    Args:
+        parser: the parser.
+        job: the job whose options the help shows. The others are read too, so that `check_options` can refuse them
+            by name.
+    """
+
+    def add(flag: str, text: str, **details: Any) -> None:
+        applies = job in _OPTIONS[flag.lstrip("-").replace("-", "_")]
+        parser.add_argument(flag, help=text if applies else argparse.SUPPRESS, **details)
+
+    parser.set_defaults(job=job)
+    add("runs", "run folders to score, or names of runs (the config's own)", nargs="*", metavar="RUN")
+    add("--nodes", "nodes of the training job (1)", type=int, metavar="N")
+    add("--gpus-per-node", "GPUs, and so tasks, per node (the profile's)", type=int, metavar="N")
     add_cluster_argument(parser)
-    text = f"a run config under configs, or a path ({_DEFAULT_CONFIG}; eval RUN: each checkpoint's own)"
+    own = "; of a RUN: each checkpoint's own" if job == "eval" else ""
+    text = f"a run config under configs, or a path ({_DEFAULT_CONFIG}{own})"
     add_config_arguments(parser, required=False, description=text)
-    add("--sweep", action="append", default=[], metavar="KEY=A,B", help="train a run for each value, and compare them")
-    add("--every", metavar="TIME", help="eval: repeat the eval every 30m, 2h, 1d")
-    add("--demo", action="store_true",
-        help="first make synthetic rooms and the tiny model, where they are missing")  # fmt: skip
+    text = "train a run for each value, and compare them"
+    add("--sweep", text, action="append", default=[], metavar="KEY=A,B")
+    add("--every", "repeat the eval every 30m, 2h, 1d", metavar="TIME")
+    text = "first make synthetic rooms and the tiny model, where they are missing"
+    add("--demo", text, action="store_true")
+
+
+def split_job(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Take the job out of the arguments of `python -m bbu.submit`.
+
+    Returns:
+        The job, `train` where none is named, and the other arguments.
+
+    Raises:
+        JobError: the first word is no job.
+    """
+    for place, word in enumerate(argv):
+        if word in JOBS and (place == 0 or argv[place - 1] not in _WITH_VALUE):
+            return word, [*argv[:place], *argv[place + 1 :]]
+    if argv and not argv[0].startswith("-"):
+        near = nearest_valid(argv[0], [*JOBS, *TOOLS])
+        raise JobError(f"no job {argv[0]!r}: write one of {', '.join([*JOBS, *TOOLS])} first{near}")
+    return "train", list(argv)
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that the job would ignore. Raises JobError."""
+    for name, jobs in _OPTIONS.items():
+        if getattr(arguments, name) in (None, [], False) or arguments.job in jobs:
+            continue
+        if name == "runs":
+            raise JobError(f"{arguments.runs[0]}: run folders are for eval; to {arguments.job}, name a --config")
+        raise JobError(f"--{name.replace('_', '-')} is for {', '.join(jobs)}; leave it out for {arguments.job}")
+    if arguments.use_new_config and arguments.runs and not arguments.config:
+        raise JobError("--use-new-config says how a --config is written; name one, or leave it out")
 
 
 def request_from_arguments(arguments: argparse.Namespace) -> Request:
@@ -106,19 +168,13 @@ def request_from_arguments(arguments: argparse.Namespace) -> Request:
         ConfigError: an axis of a sweep that cannot be read.
         CheckpointError: a RUN that is no run folder.
     """
-    if arguments.runs and arguments.job != "eval":
-        raise JobError(f"{arguments.runs[0]}: run folders are for eval; to train, name a --config")
-    if arguments.every and arguments.job != "eval":
-        raise JobError("--every is for eval: `eval --every 30m RUN`")
     if arguments.every and arguments.runs and (arguments.config or arguments.overrides):
         raise JobError("scheduled evals of a RUN use the config of each checkpoint; leave out --config and --set")
-    if arguments.sweep and arguments.job not in ("train", "pipeline"):
-        raise JobError("--sweep is for train and pipeline")
     return Request(
         job=arguments.job,
-        nodes=arguments.nodes,
+        nodes=1 if arguments.nodes is None else arguments.nodes,
         gpus_per_node=arguments.gpus_per_node,
-        cluster=arguments.cluster,
+        cluster=arguments.cluster or DEFAULT_CLUSTER,
         config=arguments.config,
         use_new_config=arguments.use_new_config,
         overrides=tuple(arguments.overrides),
@@ -131,9 +187,10 @@ def request_from_arguments(arguments: argparse.Namespace) -> Request:
 
 def parse_request(argv: Sequence[str]) -> Request:
     """The request of the arguments of `python -m bbu.submit`. Raises ValueError where they are none."""
-    parser = argparse.ArgumentParser(prog="python -m bbu.submit")
-    add_request_arguments(parser)
     try:
-        return request_from_arguments(parser.parse_intermixed_args(argv))
+        job, words = split_job(argv)
+        parser = argparse.ArgumentParser(prog="python -m bbu.submit")
+        add_request_arguments(parser, job)
+        return request_from_arguments(parser.parse_intermixed_args(words))
     except SystemExit as error:  # argparse's way to refuse a command line
         raise ValueError(f"{' '.join(argv)!r} is no command line of bbu.submit") from error

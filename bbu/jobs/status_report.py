@@ -27,7 +27,7 @@ def status_row(view: RunView) -> Row:
     status, checkpoint = view.status, _sound_checkpoint(view.run)
     heartbeat = "-" if view.age is None else f"{format_duration(view.age)} ago" + (" STALE" if view.is_stale else "")
     return {
-        "run": _short_name(view.run),
+        "run": view.run.name,
         "state": view.state,
         "step": "-" if status.step is None else f"{status.step}/{status.max_steps}",
         "loss": _number(status.loss),
@@ -103,7 +103,7 @@ def _comparison_row(
     settings = {key: str(config.get(key, "-")) for key in keys}
     scores = ", ".join(f"{score.brief} (step {score.step})" for score in best.values())
     return {
-        "run": _short_name(view.run),
+        "run": view.run.name,
         **settings,
         "state": view.state,
         "step": "-" if view.status.step is None else str(view.status.step),
@@ -130,10 +130,6 @@ def _sound_checkpoint(run: RunFolder) -> int | None:
         except CheckpointError:
             continue
     return None
-
-
-def _short_name(run: RunFolder) -> str:
-    return run.root.name.removeprefix("output-")
 
 
 def _number(value: float | None) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from bbu.config.arguments import DEFAULT_CLUSTER
 from bbu.config.flat import DirectConfig
 from bbu.errors import INTERRUPTED_EXIT_CODE, JobError
 from bbu.jobs.clusters import ClusterProfile, load_profile
@@ -33,13 +35,16 @@ from bbu.jobs.spec import JobSpec, check_order
 from bbu.run.folder import RunFolder
 
 
-def submit_request(request: Request, notify: Callable[[str], None], dry_run: bool = False) -> int:
+def submit_request(
+    request: Request, notify: Callable[[str], None], dry_run: bool = False, is_cluster_named: bool = True
+) -> int:
     """Submit the jobs of one request, or run them on this machine, and write them into the records of their runs.
 
     Args:
         request: what to submit.
         notify: receives a line about each step.
         dry_run: print what would be submitted, and submit nothing.
+        is_cluster_named: whether a person has chosen the request's cluster profile.
 
     Returns:
         The exit code: 0, the first bad code of a job on this machine, or 130 after Ctrl-C.
@@ -52,6 +57,8 @@ def submit_request(request: Request, notify: Callable[[str], None], dry_run: boo
     if request.every_minutes is not None:
         return _schedule_evals(request, request.every_minutes, profile, config, notify, dry_run)
     specs = plan_jobs(request, profile, config, missing_inputs(request, profile, config))
+    if not is_cluster_named:
+        _mention_slurm(request.nodes, notify)
     return _submit_or_print(specs, request, profile, config, notify, dry_run)
 
 
@@ -98,6 +105,18 @@ def dry_run_text(specs: tuple[JobSpec, ...], profile: ClusterProfile, checkout: 
     """
     check_order(specs)
     return "\n\n".join(part for spec in specs for part in _job_texts(spec, profile, checkout))
+
+
+def _mention_slurm(nodes: int, notify: Callable[[str], None]) -> None:
+    """Where Slurm is here and no profile is named: refuse what needs several nodes, and report what runs here."""
+    if shutil.which("sbatch") is None:
+        return
+    if nodes > 1:
+        raise JobError(
+            f"--nodes {nodes} without --cluster would run on this machine alone, although it has Slurm; name a profile "
+            f"(--cluster NAME), or --cluster {DEFAULT_CLUSTER} if you mean this machine"
+        )
+    notify("running on this machine; --cluster NAME submits to Slurm")
 
 
 def _submit_or_print(

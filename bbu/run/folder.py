@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bbu.errors import BBUError, CheckpointError
+from bbu.errors import BBUError, CheckpointError, nearest_valid
 from bbu.strict_json import read_json
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 """A padded number (checkpoint-007) is no name of ours: `checkpoint_name(7)` would not find it."""
+_NAMES_SHOWN = 10
+"""Names of runs that a message lists."""
 RUN_CONFIG = "run_config.yaml"
 """The resolved run config inside a checkpoint."""
 HEAD_FOLDER = "detection_head"
@@ -51,12 +53,38 @@ class RunFolder:
         return cls(Path(output_root) / f"output-{run_name}")
 
     @classmethod
-    def existing(cls, folder: str | Path) -> RunFolder:
-        """The run folder at a path that somebody named. Raises CheckpointError where that is none."""
-        run = cls(Path(folder).resolve())
-        if not (run.jobs.is_file() or run.config.is_file()):
-            raise CheckpointError(f"{folder}: not a run folder; name an output-{{run_name}} folder")
-        return run
+    def existing(cls, name: str | Path) -> RunFolder:
+        """The run that somebody named: its folder, or its name as `bbu.status` prints it, `smoke` or `runs/smoke`.
+
+        Raises CheckpointError where there is none, with the nearest name.
+        """
+        folder = Path(name).resolve()
+        for path in (folder, folder.with_name(f"output-{folder.name}")) if folder.name else ():
+            if cls(path).is_run:
+                return cls(path)
+        if checkpoint_step(folder.name) is not None and folder.is_dir():
+            raise CheckpointError(f"{name}: not a run folder but a checkpoint of one; name the folder that it is in")
+        names = [run.name for run in cls.all_in(folder.parent)]
+        near = nearest_valid(folder.name.removeprefix("output-"), names)
+        there = f"; there are {', '.join(names[:_NAMES_SHOWN])}" if names and not near else ""
+        advice = near or there or "; name an output-{run_name} folder, or go to the folder that it is in"
+        raise CheckpointError(f"{name}: not a run folder{advice}")
+
+    @classmethod
+    def all_in(cls, folder: Path) -> list[RunFolder]:
+        """The run folders in a folder, by name."""
+        runs = (cls(path.resolve()) for path in sorted(folder.glob("output-*")))
+        return [run for run in runs if run.is_run]
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a training was submitted, or has begun, or has failed to, in this folder."""
+        return self.jobs.is_file() or self.config.is_file() or self.status.is_file()
+
+    @property
+    def name(self) -> str:
+        """The run's name, without `output-`."""
+        return self.root.name.removeprefix("output-")
 
     @property
     def config(self) -> Path:

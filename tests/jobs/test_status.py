@@ -96,3 +96,9 @@ def test_where_there_is_no_run_it_says_so(tmp_path: Path, monkeypatch: pytest.Mo
         main([])
     with pytest.raises(CheckpointError, match="not a run folder"):
         main(["."])
+
+
+def test_the_name_in_the_table_is_accepted(run: RunFolder, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str]):
+    slurm_says("squeue", "")
+    assert main(["a"]) == 0
+    assert str(run.root) in capsys.readouterr().out

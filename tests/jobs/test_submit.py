@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from bbu.errors import JobError
 from bbu.jobs.clusters import load_profile
 from bbu.jobs.launch import Submission
 from bbu.jobs.plan import load_request_config, missing_inputs, plan_jobs
 from bbu.jobs.records import append_records, job_record
-from bbu.jobs.request import parse_request
+from bbu.jobs.request import parse_request, split_job
 from bbu.jobs.spec import JobSpec
 from bbu.run.folder import RunFolder
 from bbu.submit import main
@@ -36,6 +37,57 @@ def test_help_loads_neither_torch_nor_submitit():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n") and "--cluster" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "present", "absent"),
+    [
+        (["--help"], ["logs RUN", "--nodes", "COMMAND --help"], ["--every"]),
+        (["train", "--help"], ["--nodes", "--sweep", "--demo"], ["--every", "RUN"]),
+        (["convert", "--help"], ["--demo", "--cluster"], ["--nodes", "--gpus-per-node", "--every", "--sweep"]),
+        (["eval", "--help"], ["RUN", "--every", "--gpus-per-node"], ["--nodes", "--sweep", "--demo"]),
+        (["pipeline", "--help"], ["--nodes", "--sweep", "--demo"], ["--every"]),
+        (["cancel", "--help"], ["RUN"], ["--nodes", "--config"]),
+    ],
+)
+def test_the_help_of_a_command_shows_what_applies_to_it(
+    capsys: pytest.CaptureFixture[str], argv: list[str], present: list[str], absent: list[str]
+):
+    with pytest.raises(SystemExit):
+        main(argv)
+    text = capsys.readouterr().out
+    assert all(word in text for word in present) and not any(word in text for word in absent)
+
+
+@pytest.mark.parametrize(
+    "argv", [["eval", "output-a"], ["output-a", "eval"], ["--config", "train", "eval", "output-a"]]
+)
+def test_the_job_may_stand_anywhere_among_the_arguments(argv: list[str]):
+    job, words = split_job(argv) if argv[0] != "output-a" else split_job(["--config", "smoke", *argv])
+    assert job == "eval" and words[-1] == "output-a"
+
+
+@pytest.fixture
+def with_slurm(tmp_path: Path, slurm_says: SlurmSays, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has Slurm, and a person who names no cluster."""
+    slurm_says("sbatch", "")
+    monkeypatch.delenv("BBU_CLUSTER", raising=False)
+
+
+@pytest.mark.parametrize("job", ["train", "convert", "eval", "pipeline"])
+def test_where_slurm_is_and_no_cluster_is_named_the_person_is_told_what_runs_here(
+    with_slurm: None, capsys: pytest.CaptureFixture[str], job: str
+):
+    main([job, "--config", "smoke", "--dry-run"])
+    assert capsys.readouterr().err == "bbu.submit: running on this machine; --cluster NAME submits to Slurm\n"
+    main([job, "--config", "smoke", "--dry-run", "--cluster", "local"])
+    assert capsys.readouterr().err == ""
+
+
+def test_several_nodes_without_a_cluster_are_refused_where_slurm_is(with_slurm: None):
+    with pytest.raises(JobError, match="--nodes 2 without --cluster would run on this machine alone"):
+        main(["--nodes", "2", "--config", "smoke", "--dry-run"])
+    main(["--nodes", "2", "--config", "smoke", "--dry-run", "--cluster", "local"])
 
 
 def test_train_is_the_default():
@@ -109,7 +161,12 @@ def test_a_dry_run_prints_and_submits_nothing(capsys: pytest.CaptureFixture[str]
         (["--config", "smoke", "--nodes", "0"], "nodes is 0"),
         (["train", "output-a", "--config", "smoke"], "run folders are for eval"),
         (["train", "--every", "30m", "--config", "smoke"], "--every is for eval"),
-        (["eval", "--sweep", "seed=1,2", "--config", "smoke"], "--sweep is for train"),
+        (["eval", "--sweep", "seed=1,2", "--config", "smoke"], "--sweep is for train, pipeline; leave it out for eval"),
+        (["eval", "--nodes", "2"], "--nodes is for train, pipeline"),
+        (["--config", "smoke", "convert", "--gpus-per-node", "2"], "--gpus-per-node is for train, eval, pipeline"),
+        (["eval", "--demo"], "--demo is for train, convert, pipeline"),
+        (["trian", "--nodes", "2"], "no job 'trian'"),
+        (["resmue", "a"], "did you mean 'resume'?"),
         (["eval", "--every", "30m", "--config", "smoke", "--cluster", "local"], "--every needs a Slurm profile"),
         (["eval", "output-typo"], "not a run folder"),
         (["--config", "smoke", "--set", "response_types=[a"], "not a value in YAML"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from bbu.errors import CheckpointError
 from bbu.run.folder import RunFolder
 
 
@@ -26,3 +28,32 @@ def test_steps_are_ordered_by_number_and_only_published_names_count(run: RunFold
         (run.root / name).mkdir()
     (run.root / "checkpoint-40").write_text("a file")
     assert run.steps() == [20, 100]
+
+
+@pytest.mark.parametrize("mark", ["config.yaml", "jobs.jsonl", "status.json"])
+@pytest.mark.parametrize("name", ["demo", "output-demo", "output-demo/", "./demo", "{root}/demo", "{root}/output-demo"])
+def test_a_run_is_found_by_the_name_that_status_prints_and_by_its_folder(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, mark: str
+):
+    monkeypatch.chdir(tmp_path)
+    (run.root / mark).touch()
+    assert RunFolder.existing(name.format(root=tmp_path)) == run
+    assert run.name == "demo"
+
+
+def test_a_run_is_found_from_inside_of_its_folder(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    run.config.touch()
+    monkeypatch.chdir(run.root)
+    assert RunFolder.existing(".") == run
+
+
+def test_an_unknown_run_names_the_nearest_one_or_those_that_there_are(run: RunFolder, tmp_path: Path):
+    run.config.touch()
+    for name, advice in (("demmo", "did you mean 'demo'?"), ("output-deno", "did you mean 'demo'?"), ("x", "are demo")):
+        with pytest.raises(CheckpointError, match=f"not a run folder; .*{re.escape(advice)}"):
+            RunFolder.existing(tmp_path / name)
+    run.checkpoint(3).mkdir()
+    with pytest.raises(CheckpointError, match="a checkpoint of one; name the folder that it is in"):
+        RunFolder.existing(run.checkpoint(3))
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        RunFolder.existing("/")
