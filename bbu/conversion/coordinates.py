@@ -1,4 +1,4 @@
-"""Recognises coordinates that are no pixels: shares of the image (0..1), percent (0..100) or thousandths (0..1000)."""
+"""Recognises coordinates that are no pixels of the photo: shares of the image (0..1), percent, other scales."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ _SHARE_RANGE = (-0.5, 1.5)
 """Coordinates that a share has, with boxes a little outside the image; in pixels they are one corner of the photo."""
 _LARGE_SIDE = 28
 """Pixels of the shorter side from which on a photo with boxes in its first pixel alone is not believed."""
-_SCALES = (100, 1000)
-"""Percent and thousandths, by their largest value."""
+_PERCENT = 100
 _TIMES_THE_AREA = 7
-"""How many times the square of a scale a photo must cover, so that all its boxes in that square are suspicious: so an
-8-megapixel photo is tried for thousandths."""
+"""How many times the square of 100 pixels a photo must cover, so that all its boxes in that square are suspicious."""
 
 
 def check_shares(photo: VendorPhoto) -> None:
@@ -30,15 +28,20 @@ def check_shares(photo: VendorPhoto) -> None:
         )
 
 
-def suspected_scale(photo: VendorPhoto) -> int:
-    """Return 100 for boxes that may be percent and 1000 for thousandths; 0 where they reach farther.
-
-    One photo alone proves nothing: its boxes may all be in a corner.
-    """
+def may_be_percent(photo: VendorPhoto) -> bool:
+    """Whether all boxes lie within 0..100 of a much larger photo, as percent would; it may be chance in one photo."""
     low, high = _extent(photo)
-    area = photo.width * photo.height
-    fitting = [scale for scale in _SCALES if low >= 0 and high <= scale and area >= _TIMES_THE_AREA * scale * scale]
-    return fitting[0] if fitting and photo.objects else 0
+    is_large = photo.width * photo.height >= _TIMES_THE_AREA * _PERCENT**2
+    return bool(photo.objects) and is_large and low >= 0 and high <= _PERCENT
+
+
+def reach_of_boxes(photo: VendorPhoto) -> float:
+    """How far the boxes reach to the right or down, as a share of the photo; 0 without boxes.
+
+    Coordinates of a smaller copy, or thousandths of the image, never reach far.
+    """
+    shares = (max(item.box[2] / photo.width, item.box[3] / photo.height) for item in photo.objects)
+    return round(max(shares, default=0.0), 4)
 
 
 def _extent(photo: VendorPhoto) -> tuple[float, float]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bbu.conversion.photo import PhotoOutcome
+from bbu.conversion.photo import ConvertedPhoto, PhotoOutcome
 from bbu.errors import DataError
 
-_PERCENT, _THOUSANDTHS = 100, 1000
 _FEWEST_FOR_PERCENT = 3
-"""Photos with objects from which on it is no chance that every box of every photo lies in a corner."""
-_FEWEST_FOR_THOUSANDTHS = 10
-"""The same for thousandths, whose corner is a larger part of a photo."""
+"""Photos with objects from which on it is no chance that every box of every photo lies within 0..100."""
+_FEWEST_FOR_REACH, _SHORT_REACH = 10, 0.5
+"""Photos with objects from which on it is no chance that no box reaches beyond this share of its photo: the middle."""
 _NAMES_SHOWN = 3
 
 
@@ -66,19 +65,20 @@ def frame_warnings(choice: FrameChoice) -> list[str]:
 
 
 def scale_warnings(outcomes: Sequence[PhotoOutcome]) -> list[str]:
-    """Name the photos whose boxes may be percent or thousandths of the image instead of pixels."""
-    scales = _scales(outcomes)
+    """Say which boxes may be in another unit than pixels of their photo."""
+    photos = _photos_with_objects(outcomes)
     warnings = []
-    if percent := [name for name, scale in scales.items() if scale == _PERCENT]:
+    if percent := [name for name, photo in photos.items() if photo.may_be_percent]:
         shown = ", ".join(percent[:_NAMES_SHOWN]) + (", …" if len(percent) > _NAMES_SHOWN else "")
         warnings.append(
-            f"{len(percent)} of {len(scales)} photos with objects have all boxes within 0..100, far inside a large "
+            f"{len(percent)} of {len(photos)} photos with objects have all boxes within 0..100, far inside a large "
             f"photo: are they percent instead of pixels? ({shown})"
         )
-    if len(scales) >= _FEWEST_FOR_THOUSANDTHS and all(scales.values()) and _THOUSANDTHS in scales.values():
+    reach = max((photo.reach for photo in photos.values()), default=1.0)
+    if len(photos) >= _FEWEST_FOR_REACH and reach <= _SHORT_REACH:
         warnings.append(
-            f"all {len(scales)} photos with objects have all boxes within 0..1000, far inside large photos: are they "
-            "thousandths of the image instead of pixels?"
+            f"no box of {len(photos)} photos with objects reaches beyond {reach:.0%} of its photo, to the right or "
+            "down: are they thousandths of the image, or pixels of a smaller copy?"
         )
     return warnings
 
@@ -89,17 +89,16 @@ def check_scale(outcomes: Sequence[PhotoOutcome]) -> None:
     Raises:
         DataError: every box of every photo lies within 0..100, in photos much larger than that.
     """
-    scales = _scales(outcomes)
-    if len(scales) >= _FEWEST_FOR_PERCENT and set(scales.values()) == {_PERCENT}:
+    photos = _photos_with_objects(outcomes)
+    if len(photos) >= _FEWEST_FOR_PERCENT and all(photo.may_be_percent for photo in photos.values()):
         raise DataError(
-            f"all boxes of all {len(scales)} photos with objects lie within 0..100, in photos much larger than that: "
+            f"all boxes of all {len(photos)} photos with objects lie within 0..100, in photos much larger than that: "
             "they are percent of the image, not pixels; change the vendor's files to pixels"
         )
 
 
-def _scales(outcomes: Sequence[PhotoOutcome]) -> dict[str, int]:
-    """Photo with objects → the scale that its boxes may be in; see `suspected_scale`."""
-    return {o.name: o.photo.scale for o in outcomes if o.photo and o.photo.view.objects}
+def _photos_with_objects(outcomes: Sequence[PhotoOutcome]) -> dict[str, ConvertedPhoto]:
+    return {outcome.name: outcome.photo for outcome in outcomes if outcome.photo and outcome.photo.view.objects}
 
 
 def _speaks_for(outcome: PhotoOutcome, *, stored: bool) -> bool:

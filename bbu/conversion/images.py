@@ -25,8 +25,10 @@ TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation → the turn that makes the picture upright."""
-_START_OF_SCAN, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE
-"""Second bytes of JPEG markers (ITU-T T.81, table B.1). Adobe's segment says how colours are coded."""
+_MARKER = re.compile(rb"\xff([\x01-\xfe])")
+_START_OF_SCAN = 0xDA
+_METADATA = {*range(0xE0, 0xF0), 0xFE} - {0xEE}
+"""Second bytes of JPEG's APPn and COM markers (ITU-T T.81, table B.1) but Adobe's, which says how colours are coded."""
 _CAMERA_PADDING = 8
 """Bytes between a picture and its end marker that some encoders leave; a picture that lost its place leaves more."""
 
@@ -92,17 +94,13 @@ def _without_metadata(jpeg: bytes) -> tuple[bytes, bytes]:
 
     APPn and COM segments and stray bytes before the first scan are left out: the decoder warns of these too.
     """
-    parts, at = [jpeg[:2]], jpeg.find(b"\xff", 2)
-    while 0 <= at < len(jpeg) - 4:
-        marker, end = jpeg[at + 1], at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        if marker == _START_OF_SCAN:
-            break
-        if marker in (0x00, 0xFF):  # no marker, but a stray byte or filling
-            end = at + 1
-        elif not (0xE0 <= marker <= 0xEF and marker != _ADOBE) and marker != _COMMENT:
-            parts.append(jpeg[at:end])
-        at = jpeg.find(b"\xff", end)
-    return b"".join(parts), jpeg[max(at, 0) :]
+    parts, at, match = [jpeg[:2]], 2, None
+    while (match := _MARKER.search(jpeg, at)) and match[1][0] != _START_OF_SCAN:
+        start = match.start()
+        at = start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")
+        if match[1][0] not in _METADATA:
+            parts.append(jpeg[start:at])
+    return b"".join(parts), jpeg[match.start() :] if match else b""
 
 
 def _is_harmless(message: str, scans: bytes) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bbu.config.domains import DataConfig
-from bbu.conversion.coordinates import check_shares, suspected_scale
+from bbu.conversion.coordinates import check_shares, may_be_percent, reach_of_boxes
 from bbu.conversion.frames import possible_frames, upright_size
 from bbu.conversion.images import make_resized, read_frame
 from bbu.conversion.labels import LabelRules
@@ -35,8 +35,10 @@ class ConvertedPhoto:
     """The frame that the vendor's boxes were in; see `frames.Frame`."""
     decides_frame: bool
     """EXIF turns it in a way that changes its size, so that the vendor's size shows the frame."""
-    scale: int
-    """Largest value of a scale other than pixels that the vendor's boxes may be in; see `suspected_scale`."""
+    may_be_percent: bool
+    """The vendor's boxes all lie within 0..100 of a much larger photo."""
+    reach: float
+    """How far the vendor's boxes reach to the right or down, as a share of the photo."""
     clipped: int
     """Boxes that were cut at the image border."""
     respelled: tuple[str, ...]
@@ -80,9 +82,13 @@ def convert_photo(
     frames = possible_frames(photo, stored, orientation, config.exif_frame)
     plans = [plan_photo(photo, stored, orientation, frame, rules, config) for frame in frames]
     resized = make_resized(jpeg, plans[0].resize, orientation, config.jpeg_quality)
-    sha256 = hashlib.sha256(resized).hexdigest()
-    facts = {"sha256": sha256, "dialect": photo.dialect, "scale": suspected_scale(photo)}
-    facts["decides_frame"] = upright_size(stored, orientation) != stored
+    facts = {
+        "sha256": hashlib.sha256(resized).hexdigest(),
+        "dialect": photo.dialect,
+        "decides_frame": upright_size(stored, orientation) != stored,
+        "may_be_percent": may_be_percent(photo),
+        "reach": reach_of_boxes(photo),
+    }
     first, *others = [
         PhotoOutcome(photo.name, _build_photo(image, plan, frame=frame, **facts), plan.rejects)
         for frame, plan in zip(frames, plans, strict=True)

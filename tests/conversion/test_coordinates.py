@@ -1,10 +1,10 @@
-"""Coordinates that are no pixels: shares of the image, percent, thousandths."""
+"""Coordinates that are no pixels of the photo: shares of the image, percent, other scales."""
 
 from __future__ import annotations
 
 import pytest
 
-from bbu.conversion.coordinates import check_shares, suspected_scale
+from bbu.conversion.coordinates import check_shares, may_be_percent, reach_of_boxes
 from bbu.conversion.rejects import Unusable
 from bbu.conversion.vendor import VendorObject, VendorPhoto
 from bbu.schema import Box
@@ -36,17 +36,21 @@ def test_in_a_photo_of_a_few_pixels_a_box_of_one_pixel_is_no_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("boxes", "size", "scale"),
+    ("boxes", "size", "suspicious"),
     [
-        ([(15.6, 12.5, 46.9, 54.2)], (640, 480), 100),
-        ([(0, 0, 100, 100)], (4000, 3000), 100),
-        ([(0, 0, 100, 101)], (640, 480), 0),
-        ([(0, 0, 90, 90)], (200, 200), 0),
-        ([(10, 10, 50, 50), (50, 50, 999, 1000)], (4000, 3000), 1000),
-        ([(10, 10, 50, 50), (50, 50, 999, 1000)], (1600, 1200), 0),
-        ([(10, 10, 50, 50), PIXELS], (4000, 3000), 0),
-        ([], (4000, 3000), 0),
+        ([(15.6, 12.5, 46.9, 54.2)], (640, 480), True),
+        ([(0, 0, 100, 100)], (4000, 3000), True),
+        ([(0, 0, 100, 101)], (640, 480), False),
+        ([(-1, 0, 50, 50)], (640, 480), False),
+        ([(0, 0, 90, 90)], (200, 200), False),
+        ([(10, 10, 50, 50), PIXELS], (4000, 3000), False),
+        ([], (4000, 3000), False),
     ],
 )
-def test_a_scale_is_suspected_where_all_boxes_fit_it_far_inside_the_photo(boxes, size, scale) -> None:
-    assert suspected_scale(photo(*boxes, size=size)) == scale
+def test_boxes_may_be_percent_where_all_lie_within_0_to_100_of_a_large_photo(boxes, size, suspicious) -> None:
+    assert may_be_percent(photo(*boxes, size=size)) == suspicious
+
+
+def test_reach_is_the_farthest_edge_as_a_share_of_the_photo() -> None:
+    assert reach_of_boxes(photo((0, 0, 1000, 1500), (0, 0, 2400, 30))) == 0.6
+    assert reach_of_boxes(photo()) == 0

@@ -14,9 +14,11 @@ from bbu.schema import BBUObject, View
 OBJECT = BBUObject((0, 0, 1, 1), "标签贴纸")
 
 
-def outcome(frame: str, decides: bool = False, scale: int = 0, objects: int = 1) -> PhotoOutcome:
+def outcome(
+    frame: str = "upright", decides: bool = False, percent: bool = False, reach: float = 1.0, objects: int = 1
+) -> PhotoOutcome:
     view = View(("p",), (OBJECT,) * objects, 28, 28)
-    return PhotoOutcome("p", ConvertedPhoto(view, "0" * 64, "A", frame, decides, scale, 0, ()), ())
+    return PhotoOutcome("p", ConvertedPhoto(view, "0" * 64, "A", frame, decides, percent, reach, 0, ()), ())
 
 
 UNDECIDED = dataclasses.replace(outcome("upright"), stored=outcome("stored"))
@@ -46,25 +48,28 @@ def test_without_an_undecided_photo_there_is_nothing_to_say() -> None:
     assert chosen == [UPRIGHT, STORED] and choice.frame is None and not frame_warnings(choice)
 
 
-def numbered(*scales: int) -> list[PhotoOutcome]:
-    """Photos with distinct names and these suspected scales."""
-    return [dataclasses.replace(outcome("upright", scale=scale), name=f"p{i}") for i, scale in enumerate(scales)]
+def numbered(*outcomes: PhotoOutcome) -> list[PhotoOutcome]:
+    """The same under distinct names."""
+    return [dataclasses.replace(each, name=f"p{i}") for i, each in enumerate(outcomes)]
+
+
+PERCENT, PIXELS, NEAR = outcome(percent=True), outcome(), outcome(reach=0.3)
 
 
 def test_photos_that_may_be_percent_are_named() -> None:
-    (warning,) = scale_warnings(numbered(100, 0, 100))
+    (warning,) = scale_warnings(numbered(PERCENT, PIXELS, PERCENT))
     assert "2 of 3 photos" in warning and "percent" in warning and "0..100" in warning and "p0, p2" in warning
-    assert not scale_warnings(numbered(0, 0)) and not scale_warnings([outcome("upright", scale=100, objects=0)])
+    assert not scale_warnings([PIXELS]) and not scale_warnings([outcome(percent=True, objects=0)])
 
 
 def test_a_drop_whose_boxes_are_all_percent_is_refused() -> None:
-    check_scale(numbered(100, 100))  # two photos may be chance
-    check_scale(numbered(100, 100, 100, 0))
+    check_scale(numbered(PERCENT, PERCENT))  # two photos may be chance
+    check_scale(numbered(PERCENT, PERCENT, PERCENT, PIXELS))
     with pytest.raises(DataError, match="percent"):
-        check_scale(numbered(100, 100, 100))
+        check_scale(numbered(PERCENT, PERCENT, PERCENT))
 
 
-def test_thousandths_are_a_matter_of_the_whole_drop() -> None:
-    assert not scale_warnings(numbered(*[1000] * 9)) and not scale_warnings(numbered(*[1000] * 10, 0))
-    (warning,) = scale_warnings(numbered(*[1000] * 10))
-    assert "0..1000" in warning
+def test_a_drop_none_of_whose_boxes_reaches_the_middle_is_suspicious() -> None:
+    assert not scale_warnings(numbered(*[NEAR] * 9)) and not scale_warnings(numbered(*[NEAR] * 10, PIXELS))
+    (warning,) = scale_warnings(numbered(*[NEAR] * 10))
+    assert "thousandths" in warning and "smaller copy" in warning and "30%" in warning

@@ -30,7 +30,8 @@ NO_CHOICE, NO_FILES = FrameChoice(0, None, 0, 0), FileCounts({}, {})
 
 
 def converted(objects: int, **changes: object) -> ConvertedPhoto:
-    facts = {"sha256": "0" * 64, "dialect": "A", "frame": "upright", "decides_frame": False, "scale": 0, "clipped": 0}
+    facts = {"sha256": "0" * 64, "dialect": "A", "frame": "upright", "decides_frame": False, "clipped": 0}
+    facts |= {"may_be_percent": False, "reach": 1.0}
     return ConvertedPhoto(View(("p",), (OBJECT,) * objects, 28, 28), **({"respelled": ()} | facts | changes))
 
 
