@@ -8,9 +8,9 @@ import math
 import re
 import stat
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bbu.errors import BBUError
 
@@ -89,7 +89,8 @@ def build_dataclass(cls: type[T], data: Any) -> T:
     """Build a dataclass from what JSON made of `dataclasses.asdict`: lists become tuples, texts become paths.
 
     Args:
-        cls: its fields are texts, numbers, paths, tuples, mappings, dataclasses, or any of these `| None`.
+        cls: its fields are texts, numbers, paths, tuples, sequences, mappings, literals, dataclasses, anything (`Any`),
+            or one of these `| None`.
         data: a parsed JSON object.
 
     Raises:
@@ -160,8 +161,12 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return None if value is None else _convert(value, arguments[0], name)
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(item, arguments[0], name) for item in value)
+    if origin is Sequence and isinstance(value, list):
+        return [_convert(item, arguments[0], name) for item in value]
     if origin is Mapping and isinstance(value, dict):
         return {key: _convert(item, arguments[1], name) for key, item in value.items()}
+    if hint is Any or (origin is Literal and value in arguments):
+        return value
     if dataclasses.is_dataclass(hint):
         return build_dataclass(hint, value)  # type: ignore[arg-type]
     if hint is Path and isinstance(value, str):

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from bbu.errors import CheckpointError
 from bbu.labels import Level
 from bbu.run.files import write_atomic
 from bbu.schema import Source
+from bbu.strict_json import JsonError, build_dataclass
 
 _RECORDED_ONLY = ("code_sha256", "image_sha256", "val_file")
 """Facts that no score depends on: the whole code and the whole image change with every commit, whatever it touches, and
@@ -85,10 +87,21 @@ class Metrics:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Metrics:
-        """Take the metrics from the content of a metrics.json; other fields are ignored."""
-        values = _fields_of(cls, data)
-        values |= {"headline": Headline(**data["headline"]), "images": ImageCounts(**data["images"])}
-        return cls(**values)
+        """Take the metrics from the content of a metrics.json; other fields are ignored.
+
+        Raises JsonError where a field is missing or of another type.
+        """
+        metrics = build_dataclass(cls, _fields_of(cls, data))
+        for row in metrics.labels.values():
+            build_dataclass(_LevelScores, row)
+        precisions = dict(metrics.average_precision or {})
+        facts = {name: precisions.pop(name, None) for name in ("score_source", "max_detections")}
+        build_dataclass(_AveragePrecision, facts | {"modes": precisions})
+        if any(
+            pair is not None and len(pair) != 2 for values in metrics.intervals.values() for pair in values.values()
+        ):
+            raise JsonError("an interval is not two numbers")
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -149,13 +162,76 @@ class EvaluationResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EvaluationResult:
-        """Take the content of a metrics.json, of this version or an older one; unknown fields are ignored."""
-        facts = ScoreFacts(**_fields_of(ScoreFacts, data))
-        return cls(data["step"], data["key"], Metrics.from_dict(data), facts)
+        """Take the content of a metrics.json, of this version or an older one; unknown fields are ignored.
+
+        Raises CheckpointError where it is damaged.
+        """
+        try:
+            facts = build_dataclass(ScoreFacts, _fields_of(ScoreFacts, data))
+            place = build_dataclass(_Place, {name: data.get(name) for name in ("step", "key")})
+            return cls(place.step, place.key, Metrics.from_dict(data), facts)
+        except JsonError as error:
+            raise CheckpointError(
+                f"a damaged score in eval/ledger/results ({error}); remove it to score again"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content."""
         return {**asdict(self.metrics), "step": self.step, "key": self.key, **asdict(self.facts)}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which evaluation a file is about; see EvaluationResult."""
+
+    step: int
+    """the checkpoint's step"""
+    key: str
+    """the evaluation's name in the ledger"""
+
+
+@dataclass(frozen=True)
+class _ClassScores:
+    """The scores of one class on one level; see `labels.score_labels`."""
+
+    support: int
+    """true objects"""
+    predicted: int
+    """matched and spurious predictions"""
+    correct: int
+    """matches with the same class"""
+    precision: float | None
+    """None where there is no score"""
+    recall: float | None
+    """None where there is no score"""
+    f1: float | None
+    """None where there is no score"""
+
+
+@dataclass(frozen=True)
+class _LevelScores:
+    """The scores of one level; see `labels.score_labels`."""
+
+    accuracy: float | None
+    """None where there is no score"""
+    support: int
+    """matched objects whose truth has the level"""
+    confusion: Mapping[str, Mapping[str, int]]
+    """true class, predicted class, count"""
+    per_class: Mapping[str, _ClassScores]
+    """by class"""
+
+
+@dataclass(frozen=True)
+class _AveragePrecision:
+    """The content of `Metrics.average_precision`."""
+
+    score_source: str | None
+    """what the scores are"""
+    max_detections: int | None
+    """most boxes of an image that AP counts"""
+    modes: Mapping[str, Mapping[str, float | None]]
+    """COCO's numbers for each way to compare labels"""
 
 
 def write_metrics(path: Path, result: EvaluationResult) -> None:

@@ -59,10 +59,10 @@ def _over_limit(metrics: Metrics) -> str:
 def _detection(metrics: Metrics) -> str:
     names = ("precision@0.50", "recall@0.50", "f1@0.50", "f1@0.75", "f1@0.50:0.95")
     rows = [
-        [mode, *(_with_interval(values[n], metrics.intervals[mode].get(n)) for n in names)]
+        [mode, *(_with_interval(values.get(n), metrics.intervals.get(mode, {}).get(n)) for n in names)]
         for mode, values in metrics.detection.items()
     ]
-    first = f"boxes ({metrics.interval_level:.0%} interval)" if metrics.intervals["class_aware"] else "boxes"
+    first = f"boxes ({metrics.interval_level:.0%} interval)" if any(metrics.intervals.values()) else "boxes"
     return f"{_headline(metrics.headline)}\n\n" + tabulate(rows, headers=[first, *names], disable_numparse=True)
 
 
@@ -86,9 +86,9 @@ def _average_precision(metrics: Metrics) -> str:
     if not precisions:
         return ""
     names = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
-    rows = [[mode, *(v[n] for n in names)] for mode, v in precisions.items() if mode not in _NOT_MODES]
+    rows = [[mode, *(v.get(n) for n in names)] for mode, v in precisions.items() if mode not in _NOT_MODES]
     table = tabulate(rows, headers=[f"by {precisions['score_source']}", *names], floatfmt=".3f", missingval=_NO_SCORE)
-    return f"{table}\nAP counts all boxes, at most {precisions['max_detections']} in an image here"
+    return f"{table}\nAP counts all boxes, at most {precisions.get('max_detections')} in an image here"
 
 
 def _absent_classes(metrics: Metrics) -> str:

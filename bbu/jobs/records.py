@@ -18,7 +18,7 @@ from bbu.jobs.launch import Submission
 from bbu.jobs.request import Request, parse_request
 from bbu.jobs.schedule import SCHEDULE_NAME, Schedule
 from bbu.run.folder import RunFolder
-from bbu.strict_json import build_dataclass, parse_json
+from bbu.strict_json import JsonError, build_dataclass, parse_json
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,10 @@ def _read_record(fields: Any) -> JobRecord:
     """One record from the JSON of its line, in today's form or in the first one."""
     if not isinstance(fields, dict) or "argv" not in fields:
         return build_dataclass(JobRecord, fields)
-    words = [str(word) for word in fields.pop("argv") or ()]
-    return dataclasses.replace(build_dataclass(JobRecord, fields), **_read_argv(fields["name"], words))
+    argv = fields.pop("argv") or []
+    if not isinstance(argv, list):
+        raise JsonError("argv must be a list of words")
+    return dataclasses.replace(build_dataclass(JobRecord, fields), **_read_argv(fields["name"], [*map(str, argv)]))
 
 
 def _read_argv(name: str, words: Sequence[str]) -> dict[str, Any]:
