@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,7 +23,9 @@ from bbu.config.domains import DataConfig
 from bbu.config.label_files import load_label_scheme
 from bbu.config.read import CONFIG_DIR, load_config, load_recorded_config
 from bbu.conversion.labels import LabelRules, load_rules
-from bbu.conversion.photo import convert_photo, dump_outcome, parse_outcome
+from bbu.conversion.listing import list_vendor_folder
+from bbu.conversion.reuse import convert_photos
+from bbu.conversion.shard_files import read_shard, write_shard
 from bbu.data.images import load_image, read_size
 from bbu.evaluation.metrics import EvaluationResult
 from bbu.evaluation.predictions import Prediction, append_predictions, drop_cut_line, read_predictions
@@ -41,6 +44,7 @@ from bbu.run.status import read_status
 from bbu.schema import dump_line, parse_record, read_distinct_records
 from tests.fuzz.hostile import damage_bytes, damage_text, hostile_json, hostile_lines
 
+FINGERPRINT = "f"
 OLD_RUN = Path(__file__).parents[1] / "run" / "old_run_folder"
 
 
@@ -157,21 +161,34 @@ def read_vendor_picture(folder: Path, content: bytes) -> object:
 
 def _convert(folder: Path, annotations: bytes, jpeg: bytes) -> object:
     """Convert one photo; its outcome must survive the file of a shard, and its record the training."""
-    config = _data_config(folder)
+    config, shard = _data_config(folder), folder / "0.jsonl"
     vendor = Path(config.vendor_dir)
     vendor.mkdir(exist_ok=True)
     (vendor / "a.json").write_bytes(annotations)
     (vendor / "a.jpeg").write_bytes(jpeg)
-    outcome = convert_photo("a", config, _label_rules())
-    line = dump_outcome(outcome)
-    line.encode()
-    assert parse_outcome(line) == outcome and "\n" not in line[:-1]
-    if outcome.photo:
-        assert parse_record(dump_line(outcome.photo.view), "a").student == outcome.photo.view
-        with Image.open(Path(config.data_root) / outcome.photo.view.images[0]) as image:
-            assert image.size == (outcome.photo.view.width, outcome.photo.view.height)
-    assert outcome.photo or outcome.rejects
-    return outcome
+    (result,) = results = convert_photos(list_vendor_folder(vendor).photos, config, _label_rules())
+    write_shard(shard, FINGERPRINT, results)
+    assert read_shard(shard, FINGERPRINT) == {"a": result}
+    photo = result.outcome.photo
+    if photo:
+        assert parse_record(dump_line(photo.view), "a").student == photo.view
+        with Image.open(Path(config.data_root) / photo.view.images[0]) as image:
+            assert image.size == (photo.view.width, photo.view.height)
+    assert photo or result.outcome.rejects
+    return result
+
+
+def read_shard_file(folder: Path, content: bytes) -> object:
+    (folder / "0.jsonl").write_bytes(content)
+    return read_shard(folder / "0.jsonl", FINGERPRINT)
+
+
+@cache
+def _shard_lines() -> list[Any]:
+    """The lines of a shard in which one photo was converted."""
+    with tempfile.TemporaryDirectory() as name:
+        read_vendor_json(Path(name), json.dumps(VENDOR_A).encode())
+        return [json.loads(line) for line in (Path(name) / "0.jsonl").read_bytes().splitlines()]
 
 
 def read_picture(folder: Path, content: bytes) -> object:
@@ -347,6 +364,7 @@ def readers() -> tuple[Reader, ...]:
     return (
         Reader("vendor JSON", hostile_annotations, read_vendor_json, False, 2),
         Reader("vendor photo", partial(hostile_picture, kinds=photos), read_vendor_picture, False, 2),
+        Reader("shard", partial(hostile_lines, values=_shard_lines()), read_shard_file, False),
         Reader("photo to predict on", partial(hostile_picture, kinds=(*photos, "PNG")), read_picture),
         Reader("JSONL records", partial(hostile_lines, values=RECORDS), read_jsonl),
         Reader("predictions", partial(hostile_lines, values=written), read_predictions_file),
