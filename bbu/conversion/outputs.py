@@ -11,17 +11,17 @@ from pathlib import Path
 
 from bbu.config.domains import DataConfig
 from bbu.errors import ConfigError
-from bbu.schema import photos_hash_path
+from bbu.schema import REJECTS_FILE, REPORT_FILE, photos_hash_path
 
 
 def check_outputs(config: DataConfig) -> None:
     """Check the places on disk that a conversion is about to write to.
 
     Raises:
-        ConfigError: two records files are one on this disk, or images would be written among the vendor's photos.
+        ConfigError: two of the files are one on this disk, or images would be written among the vendor's photos.
     """
     root = Path(config.data_root)
-    places: dict[str, str] = {}
+    places = {_place(root / name): f"the conversion's own {name}" for name in (REPORT_FILE, REJECTS_FILE)}
     for key in ("train_file", "val_file", "teacher_file"):
         records = root / getattr(config, key)
         for path in (records, photos_hash_path(records)):

@@ -64,8 +64,9 @@ def plan_photo(
     for item in photo.objects:
         box = turn_box(item.box, stored, orientation) if frame == "stored" else item.box
         try:
+            description = rules.describe(item)  # first: what the config ignores may have any box
             inside = _clip(box, upright, config.min_visible_ratio)
-            planned = BBUObject(_resized(inside, resize, config.min_box_side), rules.describe(item))
+            planned = BBUObject(_resized(inside, resize, config.min_box_side), description)
             _check_new(planned, objects, config.remove_duplicates)
         except Unusable as unusable:
             rejects.append(Reject(photo.name, unusable.reason, unusable.detail, item.index))

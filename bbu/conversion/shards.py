@@ -143,18 +143,8 @@ def merge_shards(config: DataConfig, shards: int) -> ConversionReport:
     check_scale(outcomes)
     check_report(refused, config)
     split = _split_photos(outcomes, config)
-    written = {config.train_file: split.train, config.val_file: split.val, config.teacher_file: split.teachers}
-    sha256 = {photo.view.images[0]: photo.sha256 for photo in _photos(outcomes)}
-    withdraw_hashes(config)
-    for name, views in written.items():
-        _write_file(root / name, "".join(map(dump_line, views)))
-        _write_file(photos_hash_path(root / name), _hash_photos(views, sha256) + "\n")
-    report = replace(
-        refused,
-        written={name: len(views) for name, views in written.items()},
-        val_sites=split.val_sites,
-        warnings=warnings + split.warnings,
-    )
+    written = _write_records(split, outcomes, config)
+    report = replace(refused, written=written, val_sites=split.val_sites, warnings=warnings + split.warnings)
     _write_file(root / REPORT_FILE, dump_report(report))
     return report
 
@@ -197,6 +187,18 @@ def _current_results(
     left = [files for files in photos if files.name not in results]
     results |= {result.files.name: result for result in convert_photos(left, config, rules)}
     return [results[files.name] for files in photos]
+
+
+def _write_records(split: _Split, outcomes: Sequence[PhotoOutcome], config: DataConfig) -> dict[str, int]:
+    """Write the records files and the hashes of their photos; return the number of records by file."""
+    root = Path(config.data_root)
+    files = {config.train_file: split.train, config.val_file: split.val, config.teacher_file: split.teachers}
+    sha256 = {photo.view.images[0]: photo.sha256 for photo in _photos(outcomes)}
+    withdraw_hashes(config)
+    for name, views in files.items():
+        _write_file(root / name, "".join(map(dump_line, views)))
+        _write_file(photos_hash_path(root / name), _hash_photos(views, sha256) + "\n")
+    return {name: len(views) for name, views in files.items()}
 
 
 def _photos(outcomes: Iterable[PhotoOutcome]) -> list[ConvertedPhoto]:

@@ -25,6 +25,8 @@ def test_a_folder_that_links_to_another_makes_two_names_one_file(tmp_path: Path)
     (tmp_path / "data" / "sub").symlink_to(tmp_path / "data")
     with pytest.raises(ConfigError, match="val_file and train_file are one file"):
         check_outputs(config(tmp_path, val_file="sub/train.jsonl"))
+    with pytest.raises(ConfigError, match=r"train_file and the conversion's own rejects\.jsonl are one file"):
+        check_outputs(config(tmp_path, train_file="sub/rejects.jsonl"))
 
 
 @pytest.mark.parametrize(("link", "target"), [("data/ds_rescaled", "vendor"), ("data/ds_rescaled", "vendor/deeper")])

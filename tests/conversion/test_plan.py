@@ -83,6 +83,12 @@ def test_least_side_widens_around_the_middle() -> None:
     assert plan((50, 50, 52, 80), min_box_side=6.0).objects[0].bbox_2d == (48, 50, 54, 80)
 
 
+def test_the_label_is_read_before_the_box_so_that_an_ignored_object_is_no_bad_box() -> None:
+    settings = config(label_hierarchy_file="hierarchy_en")
+    planned = plan_photo(photo((9, 9), (5, 5, 5, 5)), (9, 9), 1, "upright", load_rules(settings), settings)
+    assert reasons(planned) == ["unknown_object_type"]
+
+
 def test_exact_duplicate_is_dropped_only_where_the_config_says_so() -> None:
     box = (10.0, 10.0, 50.0, 50.0)
     assert reasons(plan(box, box)) == ["duplicate"]
