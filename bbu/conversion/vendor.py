@@ -84,8 +84,7 @@ def _side(info: dict[str, Any], key: str) -> int:
 
 def _annotations(data: dict[str, Any]) -> list[tuple[str, list[Any]]]:
     """(dialect, annotations) of those of the two lists that are filled; of an empty one where none is."""
-    mark = data.get("markResult")
-    lists = {"A": data.get("dataList"), "B": mark.get("features") if isinstance(mark, dict) else None}
+    lists = {"A": data.get("dataList"), "B": _features(data.get("markResult"))}
     chosen = [pair for pair in lists.items() if pair[1]] or [pair for pair in lists.items() if pair[1] == []][:1]
     if not chosen:
         raise Unusable("unknown_dialect", "neither 'dataList' nor 'markResult' holds a list of annotations")
@@ -93,6 +92,16 @@ def _annotations(data: dict[str, Any]) -> list[tuple[str, list[Any]]]:
         if not isinstance(items, list):
             raise Unusable("unknown_dialect", f"dialect {dialect}: the annotations are not a list")
     return chosen
+
+
+def _features(mark: Any) -> Any:
+    """The annotations in `markResult`. Raises Unusable where they stand in it in another form, so that none is lost."""
+    if isinstance(mark, dict) and mark.get("features"):
+        return mark["features"]
+    lists = [value for value in (mark.values() if isinstance(mark, dict) else [mark]) if isinstance(value, list)]
+    if any(isinstance(item, dict) for value in lists for item in value):
+        raise Unusable("unknown_dialect", "'markResult' has no 'features', but a list in another place")
+    return mark.get("features") if isinstance(mark, dict) else None
 
 
 def _read_items(name: str, dialect: str, items: list[Any]) -> tuple[str, list[VendorObject], list[Reject]]:

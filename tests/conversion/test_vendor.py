@@ -60,6 +60,9 @@ def test_flat_properties_are_read_as_the_language_of_their_label_key() -> None:
         ({"info": INFO, "dataList": {}}, "unknown_dialect"),
         ({"info": INFO, "markResult": {"type": "FeatureCollection"}}, "unknown_dialect"),
         ({"info": INFO, "dataList": None, "markResult": []}, "unknown_dialect"),
+        ({"info": INFO, "dataList": [], "markResult": [{"geometry": {}}]}, "unknown_dialect"),
+        ({"info": INFO, "dataList": [], "markResult": {"items": [{"geometry": {}}]}}, "unknown_dialect"),
+        ({"info": INFO, "dataList": {"0": {}}, "markResult": {"features": []}}, "unknown_dialect"),
     ],
 )
 def test_unusable_file_is_rejected_with_its_reason(data: Any, reason: str) -> None:
@@ -103,6 +106,7 @@ FIRST, SECOND = [[1, 2], [30, 40]], [[5, 6], [70, 40]]
         (in_both_dialects([], [FIRST]), "B", 1),
         (in_both_dialects([FIRST], []), "A", 1),
         (in_both_dialects([], []), "A", 0),
+        (in_both_dialects([FIRST], []) | {"markResult": "done"}, "A", 1),
         ({"info": INFO, "dataList": None, "markResult": {"features": [], "type": None}}, "B", 0),
         (in_both_dialects([FIRST, SECOND], [SECOND, [[1.4, 2.2], [30, 40]]]), "A", 2),
     ],
