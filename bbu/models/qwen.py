@@ -218,6 +218,9 @@ def load_model(
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot load the model ({_first_line(error)}); check the folder") from error
     model, report = loaded  # a pair because of output_loading_info
+    # transformers saves under the names that it has loaded, or under ZeRO-3 under every old name that it knows of
+    # (model.model.layers…), which other versions cannot load. Without this memory it saves under the published names.
+    model._weight_conversions = None
     _check_complete(_fill_head(model, set(report["missing_keys"]), path), path)
     if detection is not None:
         model.detach_memory = detection.detection_detach_memory

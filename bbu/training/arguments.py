@@ -107,11 +107,18 @@ def _check_deepspeed(config: DirectConfig) -> None:
         raise ConfigError(
             f"{path}: {' and '.join(sections)} would replace the learning rates of the run config; remove the section"
         )
-    if zero_stage(config.infrastructure) == 3 and config.model.logits_chunk_size:
+    if zero_stage(config.infrastructure) != 3:
+        return
+    if config.model.logits_chunk_size:
         # All ranks gather a layer's weights together, so all must call each layer equally often.
         raise ConfigError(
             f"{config.source}: logits_chunk_size {config.model.logits_chunk_size} with ZeRO-3: ranks with longer "
             "answers would call the language head more often than others; set it to 0 or use ZeRO-2"
+        )
+    if settings["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save") is not True:
+        raise ConfigError(
+            f"{path}: without stage3_gather_16bit_weights_on_model_save: true a checkpoint would hold no weights that "
+            "others can load; add it to zero_optimization"
         )
 
 

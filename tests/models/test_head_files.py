@@ -94,6 +94,16 @@ def test_copies_of_the_weights_are_saved_without_the_tied_one(model: BBUModel, f
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_a_folder_with_other_names_of_weights_is_saved_under_the_published_ones(folder: Path, tmp_path: Path):
+    """Under ZeRO-3, version 0.2.0 once saved names that transformers 5 alone can load."""
+    path = copy_folder(folder, tmp_path / "copy")
+    weights = load_file(path / "model.safetensors")
+    odd = {name.replace("model.", "model.model.", 1): weight for name, weight in weights.items()}
+    save_file(odd, path / "model.safetensors", metadata={"format": "pt"})
+    load_model(path, MODEL).save_pretrained(path)
+    assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
 def test_the_head_is_taken_built_or_left_out_as_requested(folder: Path, tmp_path: Path):
     assert load_model(folder, MODEL, head_config("detection_enabled=false")).detection_head is None
     plain = build_tiny_model(tmp_path / "plain", seed=0)

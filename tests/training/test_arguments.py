@@ -39,6 +39,12 @@ def test_a_chunked_language_head_is_refused_under_zero_3(tmp_path: Path):
     assert "use ZeRO-2" in refusal(tmp_path, *overrides, "logits_chunk_size=64")
 
 
+@pytest.mark.parametrize("gather", [{}, {"stage3_gather_16bit_weights_on_model_save": "auto"}], ids=["unset", "auto"])
+def test_zero_3_must_gather_the_weights_for_a_checkpoint(tmp_path: Path, gather: dict):
+    overrides = deepspeed_file(tmp_path, {"zero_optimization": {"stage": 3} | gather})
+    assert "would hold no weights" in refusal(tmp_path, *overrides)
+
+
 @pytest.mark.parametrize("section", ["optimizer", "scheduler"])
 def test_deepspeed_may_not_replace_the_learning_rates_of_the_groups(tmp_path: Path, section: str):
     """DeepSpeed's sections know one rate for all parameters."""
