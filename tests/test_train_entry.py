@@ -27,6 +27,14 @@ def test_validate_only_accepts_the_shipped_configs(arguments: tuple[str, ...]):
     assert done.returncode == 0 and f"{len(OWNERS)} keys" in done.stdout
 
 
+def test_validate_only_says_what_is_missing_on_this_machine():
+    done = train("--config", "base_flat", "--validate-only", "--set", "model_path=nowhere", "--set", "data_root=none")
+    assert done.returncode == 0  # the config is valid, and may be meant for another machine
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("bbu.train: not on this machine (") for line in lines)
+    assert any("model_path nowhere: no such folder" in line for line in lines)
+
+
 def test_what_print_config_prints_is_a_config(tmp_path: Path):
     done = train("--config", "smoke", "--set", "llm_lr=3e-4", "--print-config")
     path = tmp_path / "printed.yaml"
