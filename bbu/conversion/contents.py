@@ -77,16 +77,19 @@ def read_file(path: Path, limit: int) -> tuple[bytes, FileFacts]:
     name = printable_path(path.name)
     try:
         # Opening a named pipe would wait for its writer, and opening a terminal would take it over.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
-            facts = os.fstat(file.fileno())  # before the reading, so that a change during it shows later
-            if not stat.S_ISREG(facts.st_mode):
-                raise Unusable("no_plain_file", f"{name} is {_KINDS.get(stat.S_IFMT(facts.st_mode), 'a device')}")
-            data = file.read(limit + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            facts = os.fstat(descriptor)  # before the reading, so that a change during it shows later
+            data = _read_plain(descriptor, facts.st_mode, min(facts.st_size, limit) + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno in MACHINE_ERRORS:
             raise
         kind = _KINDS[stat.S_IFSOCK] if error.errno == errno.ENXIO else (error.strerror or str(error)).lower()
         raise Unusable("unreadable_file", f"{name}: {kind} ({type(error).__name__})") from error
+    if data is None:
+        raise Unusable("no_plain_file", f"{name} is {_KINDS.get(stat.S_IFMT(facts.st_mode), 'a device')}")
     if len(data) > limit:
         raise Unusable("oversized_file", f"{name} has {facts.st_size} bytes, more than {limit}")
     return data, _facts_of(facts, data)
@@ -138,3 +141,11 @@ def write_file(path: Path, data: bytes) -> None:
 def _facts_of(facts: os.stat_result, data: bytes | None = None) -> FileFacts:
     sha256 = None if data is None else hashlib.sha256(data).hexdigest()
     return FileFacts(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, sha256)
+
+
+def _read_plain(descriptor: int, mode: int, size: int) -> bytes | None:
+    """The first bytes of a plain file, `size` at most; None for anything else."""
+    if not stat.S_ISREG(mode):
+        return None
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(size)

@@ -183,7 +183,7 @@ def _pair_halves(stems: Sequence[PhotoFiles]) -> list[PhotoFiles]:
     records = [each for each in stems if each.records and not each.images]
     images = [each for each in stems if each.images and not each.records]
     if len(records) == len(images) == 1:
-        stem = min(records[0].name, images[0].name, key=is_rewritten)
+        stem = min(records[0].name, images[0].name, key=lambda stem: stem != matching_key(stem))
         return [*whole, PhotoFiles(stem, stem, records[0].records, images[0].images)]
     return [*whole, *records, *images]
 
@@ -196,5 +196,9 @@ def _name_photos(photos: Sequence[PhotoFiles]) -> list[PhotoFiles]:
 
 
 def _renamed_photos(photos: Iterable[PhotoFiles]) -> dict[str, str]:
-    files = {photo.output: escaped_path((photo.images or photo.records)[0]) for photo in photos}
-    return {output: file for output, file in files.items() if _split_suffix(file)[0] != output}
+    files = {photo.output: (photo.images or photo.records)[0] for photo in photos}
+    return {
+        output: escaped_path(file)
+        for output, file in files.items()
+        if is_rewritten(file) or _split_suffix(file)[0] != output
+    }

@@ -5,7 +5,7 @@ Pure geometry and labels, no pixels; `images.py` carries the plan out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Set
 from dataclasses import dataclass
 
 from bbu.boxes import box_area, turn_box
@@ -58,6 +58,7 @@ def plan_photo(
     upright = upright_size(stored, orientation)
     resize = _plan_resize(upright, config)
     objects: list[BBUObject] = []
+    seen: set[BBUObject] = set()  # a list would take minutes for a file of thousands of objects
     rejects = list(photo.rejects)
     clipped = 0
     respelled: list[str] = []
@@ -67,11 +68,12 @@ def plan_photo(
             description = rules.describe(item)  # first: what the config ignores may have any box
             inside = _clip(box, upright, config.min_visible_ratio)
             planned = BBUObject(_resized(inside, resize, config.min_box_side), description)
-            _check_new(planned, objects, config.remove_duplicates)
+            _check_new(planned, seen, config.remove_duplicates)
         except Unusable as unusable:
             rejects.append(Reject(photo.name, unusable.reason, unusable.detail, item.index))
         else:
             objects.append(planned)
+            seen.add(planned)
             clipped += inside != box
             respelled += rules.respelled(item)
     return PhotoPlan(resize, tuple(objects), tuple(rejects), clipped, tuple(respelled))
@@ -119,7 +121,7 @@ def _widened(low: float, high: float, shortest: float, limit: int) -> tuple[floa
     return float(start), float(start + side)
 
 
-def _check_new(planned: BBUObject, earlier: Sequence[BBUObject], remove_duplicates: bool) -> None:
+def _check_new(planned: BBUObject, earlier: Set[BBUObject], remove_duplicates: bool) -> None:
     if remove_duplicates and planned in earlier:
         raise Unusable("duplicate", f"{planned.desc} at {_show(planned.bbox_2d)} is there already")
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from bbu.errors import DataError
 
 
 def site_of(name: str, pattern: str) -> str:
-    """Find the site of a photo: the pattern's first group in the file stem, or the stem where it does not match."""
-    stem = name.rsplit("/", 1)[-1]
+    """Find the site of a photo: the pattern's first group in the file stem, or the stem where it does not match.
+
+    The stem is brought into Unicode form NFC before, so that a site that two systems spell differently is one.
+    """
+    stem = unicodedata.normalize("NFC", name.rsplit("/", 1)[-1])
     match = re.search(pattern, stem)
     if match is None:
         return stem

@@ -18,6 +18,10 @@ from bbu.schema import Box
 LABEL_KEY_EN, LABEL_KEY_ZH = "label", "标签"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 """A number that a tool wrote as a text."""
+_MOST_OBJECTS = 5_000
+"""Of a photo. Real ones have at most 26."""
+_LONGEST_TEXT = 2_000
+"""Characters of a label or remark. A longer one is no remark, but a file that was pasted."""
 _LARGEST_NUMBER = 1e9
 """Far above any coordinate; it keeps NaN and integers of hundreds of digits out of the arithmetic."""
 _CORNER_DISTANCE = 1.0
@@ -91,6 +95,8 @@ def _annotations(data: dict[str, Any]) -> list[tuple[str, list[Any]]]:
     for dialect, items in chosen:
         if not isinstance(items, list):
             raise Unusable("unknown_dialect", f"dialect {dialect}: the annotations are not a list")
+        if len(items) > _MOST_OBJECTS:
+            raise Unusable("too_many_objects", f"{len(items)} annotations, more than {_MOST_OBJECTS}")
     return chosen
 
 
@@ -168,11 +174,15 @@ def _texts(data: Any) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(text for text in map(_text, value) if text)
     if isinstance(value, float) and not math.isfinite(value):
         raise Unusable("non_finite_number", "a number among the texts has hundreds of digits")
-    return str(value).strip() if isinstance(value, str | int | float) else ""
+    if isinstance(value, list):
+        text = ",".join(text for text in map(_text, value) if text)
+    else:
+        text = str(value).strip() if isinstance(value, str | int | float) else ""
+    if len(text) > _LONGEST_TEXT:
+        raise Unusable("oversized_text", f"a text of {len(text)} characters, more than {_LONGEST_TEXT}: {text[:20]}…")
+    return text
 
 
 def _points(data: Any) -> list[tuple[float, float]]:

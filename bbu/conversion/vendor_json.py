@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from bbu.conversion.rejects import Unusable
 from bbu.strict_json import JsonError, check_depth
 
-MAX_JSON_BYTES = 16 * 2**20
-"""Far above any real file: a photo has at most 26 objects. It keeps a wrong file from filling the memory."""
+MAX_JSON_BYTES = 4 * 2**20
+"""A hundred times a real file, whose photo has at most 26 objects. It bounds the time that a wrong file takes."""
 _LONGEST_INTEGER = 300
 """Digits; from 309 on, an integer no longer fits a float."""
 _ESCAPES = re.compile(
