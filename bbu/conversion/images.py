@@ -29,8 +29,9 @@ _MARKER = re.compile(rb"\xff([\x01-\xfe])")
 _START_OF_SCAN = 0xDA
 _METADATA = {*range(0xE0, 0xF0), 0xFE} - {0xEE}
 """Second bytes of JPEG's APPn and COM markers (ITU-T T.81, table B.1) but Adobe's, which says how colours are coded."""
-_CAMERA_PADDING = 8
-"""Bytes between a picture and its end marker that some encoders leave; a picture that lost its place leaves more."""
+_CAMERA_PADDING, _LONGEST_FILLING = 8, 64
+"""Bytes between a picture and its end marker that some encoders leave, of any value and of zeros or ones. A picture
+whose end was overwritten leaves more: zeros make short blocks."""
 
 
 def read_frame(jpeg: bytes) -> tuple[tuple[int, int], int]:
@@ -77,16 +78,31 @@ def _find_damage(jpeg: bytes) -> str | None:
     is at an eighth of the size and in the colours of the file: 36 ms at 12 megapixels.
     """
     tables, scans = _without_metadata(jpeg)
-    picture = tables + scans
+    warning = _decode_strictly(tables + scans)
+    return None if warning and _is_filling(warning, scans) else warning
+
+
+def _decode_strictly(jpeg: bytes) -> str | None:
+    """The first warning or error of decoding a JPEG without metadata; None where there is none about its picture."""
     try:
-        *_, colours, _ = simplejpeg.decode_jpeg_header(picture, strict=False)
+        *_, colours, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
         # Grey serves for all others, and spares the work on colours.
         space = {"CMYK": "CMYK", "YCCK": "CMYK", "RGB": "RGB"}.get(colours, "GRAY")
-        simplejpeg.decode_jpeg(picture, space, fastdct=True, fastupsample=True, min_factor=8)
+        simplejpeg.decode_jpeg(jpeg, space, fastdct=True, fastupsample=True, min_factor=8)
     except ValueError as error:
         message = str(error)
-        return None if _is_harmless(message, scans) else message
+        # Colours of unknown meaning; zeros in the scan's header, as some old cameras write them.
+        return None if "Adobe" in message or "SOS parameters" in message else message
     return None
+
+
+def _is_filling(warning: str, scans: bytes) -> bool:
+    """Whether a warning is about a few bytes between a picture that is whole and its end marker."""
+    stray = re.search(r"(\d+) extraneous bytes before marker 0xd9", warning)
+    if stray is None:
+        return False
+    count, end = int(stray[1]), scans.find(b"\xff\xd9")
+    return count <= _CAMERA_PADDING or (count <= _LONGEST_FILLING and not scans[end - count : end].strip(b"\0\xff"))
 
 
 def _without_metadata(jpeg: bytes) -> tuple[bytes, bytes]:
@@ -101,17 +117,6 @@ def _without_metadata(jpeg: bytes) -> tuple[bytes, bytes]:
         if match[1][0] not in _METADATA:
             parts.append(jpeg[start:at])
     return b"".join(parts), jpeg[match.start() :] if match else b""
-
-
-def _is_harmless(message: str, scans: bytes) -> bool:
-    """Whether a decoder's warning says nothing of the picture's data, or is about filling behind a whole picture."""
-    if "Adobe" in message or "SOS parameters" in message:  # colours of unknown meaning; zeros of some old cameras
-        return True
-    stray = re.search(r"(\d+) extraneous bytes before marker 0xd9", message)
-    if stray is None:
-        return False
-    count, end = int(stray[1]), scans.find(b"\xff\xd9")
-    return count <= _CAMERA_PADDING or not scans[end - count : end].strip(b"\x00\xff")
 
 
 @contextmanager

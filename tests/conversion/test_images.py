@@ -109,6 +109,13 @@ def test_picture_with_an_overwritten_block_is_rejected(options: dict, overwrite:
     assert caught.value.reason in ("damaged_image", "undecodable_image")
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+def test_picture_whose_last_part_is_zeros_is_rejected_although_its_end_marker_is_there(options: dict) -> None:
+    data = jpeg(NOISE, **options)
+    with pytest.raises(Unusable):
+        convert(data[:-5000] + bytes(4998) + END)
+
+
 WHOLE_PICTURES = {
     "progressive": jpeg(NOISE, progressive=True),
     "full colour": jpeg(NOISE, subsampling=0),
