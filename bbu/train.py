@@ -1,7 +1,7 @@
 """`python -m bbu.train --config NAME`: train a run, or resume it, on as many ranks as the environment names.
 
-Exit codes: 0 done; 75 stopped by USR1, USR2 or TERM with the state saved, the same command resumes; others: an error,
-reported in one line.
+Exit codes: 0 done; 75 stopped by USR1, USR2, TERM or Ctrl-C with the state saved, the same command resumes; 130 left at
+once by a second Ctrl-C; others: an error, reported in one line.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(config: DirectConfig) -> int:
     """Train the run on this rank and return the exit code."""
     # Handlers first: a stop signal may come during the heavy imports.
-    from bbu.training.preemption import install_stop_handlers
+    from bbu.training.preemption import install_stop_handlers, leave_on_second_interrupt
 
     stop = install_stop_handlers()
+    leave_on_second_interrupt(rank_of(os.environ) == 0)
     infra = config.infrastructure
     state_max_requeues(infra.max_requeues)
     run = RunFolder.of(infra.output_root, infra.run_name)

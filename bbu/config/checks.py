@@ -19,6 +19,27 @@ CROSS_RULES = (
         "max_steps and num_train_epochs are both 0 or less; set one of them",
     ),
     CrossRule(
+        ("save_strategy", "save_final"),
+        lambda strategy, final: strategy == "no" and not final,
+        "save_strategy no with save_final false would lose what the run has learnt; set save_final to true",
+    ),
+    CrossRule(
+        ("vision_lr", "merger_lr", "llm_lr", "detection_lr", "adapter_lr", "detection_enabled"),
+        lambda *values: not any(values[:3]) and not (values[5] and any(values[3:5])),
+        "every learning rate in use is 0, so nothing would train; give a group a rate above 0",
+    ),
+    CrossRule(
+        ("teacher_loss_weight", "student_loss_weight", "detection_enabled"),
+        lambda teacher, student, head: not (teacher or student or head),
+        "teacher_loss_weight and student_loss_weight are both 0 and there is no head, so nothing would be learnt; "
+        "raise one of them",
+    ),
+    CrossRule(
+        ("detection_enabled", "detection_freeze_epochs", "num_train_epochs", "max_steps"),
+        lambda head, frozen, epochs, steps: head and steps <= 0 and frozen >= epochs,
+        "detection_freeze_epochs {1} covers all {2} epochs, so the head would never train; lower it",
+    ),
+    CrossRule(
         ("min_pixels", "max_pixels"),
         lambda fewest, most: fewest > most,
         "min_pixels {0} exceeds max_pixels {1}; raise max_pixels or lower min_pixels",

@@ -46,7 +46,8 @@ def sources_of(checkpoint: Path) -> tuple[Source, ...]:
 def unscored_steps(run: RunFolder) -> list[int]:
     """Published steps that lack a score or are being scored: the steps that checkpoint rotation must spare.
 
-    None where the run has no ledger, because then nobody scores it. A score under an older key counts.
+    None where the run has no ledger, because then nobody scores it. A score under an older key counts. A checkpoint
+    that cannot be read has no score that could be found.
     """
     if not _ledger_folder(run).is_dir():
         return []
@@ -62,7 +63,10 @@ def metrics_files(run: RunFolder, step: int) -> list[tuple[Source, Path]]:
 
 
 def _is_scored(run: RunFolder, step: int) -> bool:
-    return {source for source, _ in metrics_files(run, step)} >= set(sources_of(run.checkpoint(step)))
+    try:
+        return {source for source, _ in metrics_files(run, step)} >= set(sources_of(run.checkpoint(step)))
+    except (OSError, CheckpointError):
+        return False
 
 
 def _ledger_folder(run: RunFolder) -> Path:

@@ -203,7 +203,7 @@ def load_model(
         register_varlen()
     try:
         qwen_config = _with_head(Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True), detection, path)
-        with _without_transformers_warnings():
+        with without_transformers_warnings():
             loaded: Any = BBUModel.from_pretrained(
                 path,
                 config=qwen_config,
@@ -341,7 +341,7 @@ def gathered_parameters(parameters: list[torch.nn.Parameter], *, write: bool = F
 
 
 @contextmanager
-def _without_transformers_warnings() -> Iterator[None]:
+def without_transformers_warnings() -> Iterator[None]:
     """Hide transformers' table of missing weights; `_check_complete` reports them in one line."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

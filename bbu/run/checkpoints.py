@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -141,9 +142,12 @@ def verify(folder: Path) -> Manifest:
 def verify_sizes(folder: Path) -> Manifest:
     """Check a checkpoint's manifest, file names and sizes, without reading its files. Raises CheckpointError."""
     manifest = Manifest.load(folder)
+    try:
+        sizes = _sizes(folder)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); use another checkpoint") from error
     if folder.name != checkpoint_name(manifest.step):
         raise CheckpointError(f"{folder}: its manifest says step {manifest.step}; the folder was renamed or mixed up")
-    sizes = _sizes(folder)
     for name in sorted(sizes.keys() ^ manifest.files.keys()):
         kind = "is missing" if name in manifest.files else "is not in the manifest"
         raise CheckpointError(f"{folder}: {name} {kind}; use another checkpoint")
@@ -173,16 +177,14 @@ def newest(run: RunFolder) -> Checkpoint | None:
 def rotate(run: RunFolder, keep: int, held: Collection[int] = ()) -> list[int]:
     """Delete what is older, by step, than the newest `keep` sound checkpoints; `held` steps stay. Rank 0 only.
 
-    `keep` 0 keeps all. Damaged checkpoints do not count as kept, so they never push out a good one. Returns
-    the deleted steps.
+    `keep` 0 keeps all. Damaged checkpoints do not count as kept, so they never push out a good one. One that cannot be
+    deleted stays, with a warning. Returns the deleted steps.
     """
     sound = [step for step in run.steps() if _passes(verify_sizes, run.checkpoint(step))]
     if keep == 0 or len(sound) <= keep:
         return []
     doomed = [step for step in run.steps() if step < sound[-keep] and step not in held]
-    for step in doomed:
-        _delete(run.checkpoint(step))
-    return doomed
+    return [step for step in doomed if _is_deleted(run.checkpoint(step))]
 
 
 def clean_leftovers(run: RunFolder) -> list[Path]:
@@ -190,7 +192,10 @@ def clean_leftovers(run: RunFolder) -> list[Path]:
     leftovers = [path for prefix in (SAVING, DELETING) for path in sorted(run.root.glob(f"{prefix}*"))]
     for path in leftovers:
         logger.warning("removing the leftover of an interrupted save or deletion: %s", path)
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            logger.warning("%s cannot be removed (%s); remove it at will", path, error.strerror)
     return leftovers
 
 
@@ -218,6 +223,8 @@ def _set_aside(damaged: Path) -> None:
     """Hide a damaged checkpoint from readers without losing it; only the last one of a step is kept."""
     aside = damaged.with_name(CORRUPT + damaged.name)
     shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():  # what has rotted may refuse to go
+        aside = Path(tempfile.mkdtemp(prefix=f"{aside.name}-", dir=aside.parent))
     os.rename(damaged, aside)
     logger.warning("%s is damaged and in the way; moved to %s, remove it at will", damaged, aside)
 
@@ -238,12 +245,19 @@ def _publish(staged: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def _delete(folder: Path) -> None:
-    """First out of sight, in one step, so that no reader meets half a checkpoint."""
+def _is_deleted(folder: Path) -> bool:
+    """Delete a checkpoint; False, with a warning, where it is still there: an old one never ends a training.
+
+    First out of sight, in one step, so that no reader meets half a checkpoint.
+    """
     doomed = folder.with_name(DELETING + folder.name)
     shutil.rmtree(doomed, ignore_errors=True)
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    try:
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        logger.warning("%s cannot be deleted (%s); remove it at will", folder, error.strerror)
+    return not folder.exists()
 
 
 def _passes(check: Callable[[Path], Manifest], folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +139,9 @@ class RunFolder:
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the subfolders that are named like a checkpoint, in ascending order."""
-    steps = (checkpoint_step(path.name) for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
-    return sorted(step for step in steps if step is not None)
+    # Not Path.is_dir, which raises where a rotten disk cannot say what an entry is.
+    names = [path.name for path in folder.iterdir() if os.path.isdir(path)] if folder.is_dir() else []
+    return sorted(step for name in names if (step := checkpoint_step(name)) is not None)
 
 
 def read_head_spec(folder: Path, error: type[BBUError]) -> dict[str, Any] | None:

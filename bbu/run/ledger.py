@@ -10,6 +10,7 @@ A folder on a shared filesystem, without a server and without locks:
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from bbu.errors import CheckpointError
 from bbu.run.files import age_of, create_once
 from bbu.run.lease import Lease, LeaseFiles
 from bbu.strict_json import read_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,21 @@ class Ledger:
             return None
 
     def held(self) -> list[dict[str, Any]]:
-        """What the owners of all living claims wrote into them: what checkpoint rotation must spare."""
+        """What the owners of all living claims wrote into them: what checkpoint rotation must spare.
+
+        A claim that cannot be read is passed over: its checkpoint still lacks a score, and is spared for that.
+        """
         claims = (path for path in self._claims.iterdir() if path.suffix[1:].isdecimal())
         newest = {path.stem: path for path in sorted(claims, key=lambda path: int(path.suffix[1:]))}
-        alive = [p for key, p in newest.items() if not self._result_path(key).exists() and self._is_alive(p)]
-        return [read_json(path, CheckpointError, "remove it if no eval runs") for path in alive]
+        unfinished = [path for key, path in newest.items() if not self._result_path(key).exists()]
+        return [owner for path in unfinished if (owner := self._living_owner(path)) is not None]
+
+    def _living_owner(self, claim: Path) -> dict[str, Any] | None:
+        try:
+            return read_json(claim, CheckpointError, "remove it if no eval runs") if self._is_alive(claim) else None
+        except (OSError, CheckpointError) as error:
+            logger.warning("a claim of an eval is passed over: %s", error)
+            return None
 
     def _claim_files(self, key: str) -> LeaseFiles:
         lost = (

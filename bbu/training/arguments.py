@@ -17,6 +17,16 @@ from bbu.errors import ConfigError
 from bbu.run.folder import RunFolder
 from bbu.strict_json import read_json
 
+_FOLLOWS_A_SCORE, _NEEDS_MORE = "follows a score, which training does not compute", "needs settings that no key gives"
+_UNUSABLE_SCHEDULES = {
+    "reduce_lr_on_plateau": _FOLLOWS_A_SCORE,
+    "greedy": _FOLLOWS_A_SCORE,
+    "cosine_with_min_lr": _NEEDS_MORE,
+    "cosine_warmup_with_min_lr": _NEEDS_MORE,
+    "warmup_stable_decay": _NEEDS_MORE,
+}
+"""transformers' schedules that cannot be used here, and why."""
+
 
 def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArguments:
     """Translate the run config, and join the process group where the environment names other ranks.
@@ -29,6 +39,7 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
     """
     infra, gpu = config.infrastructure, torch.cuda.is_available()
     _check_precision(config)
+    _check_schedule(config)
     if infra.deepspeed_enabled:
         _check_deepspeed(config)
         _name_single_rank()
@@ -48,7 +59,7 @@ def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
     return TrainingArguments(
         output_dir=str(run.root),
         num_train_epochs=training.num_train_epochs,
-        max_steps=training.max_steps,
+        max_steps=max(training.max_steps, 0) or -1,  # transformers takes 0 for a run without steps
         per_device_train_batch_size=training.per_device_train_batch_size,
         per_device_eval_batch_size=training.per_device_eval_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
@@ -95,6 +106,16 @@ def _check_precision(config: DirectConfig) -> None:
         raise ConfigError(
             f"{config.source}: torch_dtype {config.model.torch_dtype} without DeepSpeed would round most updates "
             "away; set torch_dtype to float32 (bf16: true still computes in bfloat16) or enable DeepSpeed"
+        )
+
+
+def _check_schedule(config: DirectConfig) -> None:
+    """Refuse a schedule that does not follow from the config and the step alone."""
+    name = config.training.lr_scheduler_type
+    if name in _UNUSABLE_SCHEDULES:
+        raise ConfigError(
+            f"{config.source}: lr_scheduler_type {name} {_UNUSABLE_SCHEDULES[name]}; use cosine, linear or another "
+            "schedule over steps"
         )
 
 

@@ -20,7 +20,7 @@ from bbu.config.domains import DataConfig, DetectionConfig, InfrastructureConfig
 from bbu.config.flat import DirectConfig
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import BBUDataset, load_dataset
-from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, CheckpointError, ConfigError
+from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, CheckpointError, ConfigError, error_lines
 from bbu.logs import rank_of
 from bbu.models.attention import check_packing_is_safe
 from bbu.models.model_files import make_readable, save_image_processor, save_tokenizer
@@ -98,7 +98,7 @@ class TrainingCoordinator:
             yield
         except BaseException as error:
             if self._rank == 0:
-                status.write_failure(str(error) or type(error).__name__)
+                status.write_failure((error_lines(error) or [f"{type(error).__name__}: {error}"])[0])
             raise
 
     def _open_run(self) -> tuple[Checkpoint | None, list[Change]]:

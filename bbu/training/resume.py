@@ -15,7 +15,7 @@ from bbu.config.flat import DirectConfig
 from bbu.config.read import load_recorded_config
 from bbu.errors import CheckpointError, ConfigError
 from bbu.run.checkpoints import Checkpoint
-from bbu.run.folder import RUN_CONFIG
+from bbu.run.folder import HEAD_FOLDER, RUN_CONFIG
 from bbu.training.arguments import zero_stage
 
 
@@ -227,7 +227,7 @@ _SPECIAL_CASES: Mapping[str, Callable[[DirectConfig, DirectConfig], Effect | Non
 
 def _way(effect: Effect, checkpoint: Path) -> str:
     """What to do instead of a change that is refused."""
-    model = checkpoint if effect.way == "new run" else "a model without a head"
+    model = checkpoint if effect.way == "new run" else f"a copy of {checkpoint} without its {HEAD_FOLDER} folder"
     return f"change it back, or begin a new run (another run_name) with model_path {model}"
 
 

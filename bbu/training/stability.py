@@ -1,21 +1,25 @@
 """Gradients as the optimizer is about to apply them: their norm per group, and none that is not finite.
 
-The optimizer's own step hook reads them. It is the one place that plain training, DDP and DeepSpeed (which clips and
-steps inside its engine) have in common.
+The optimizer's own step hook reads them, and the learning rates of the step with them. It is the one place that plain
+training, DDP and DeepSpeed (which clips and steps inside its engine) have in common.
+
+Weights and the optimizer's state are checked once more before a checkpoint holds them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from bbu.config.domains import TrainingConfig
 from bbu.errors import NonFiniteError
+from bbu.training.parameter_manager import current_learning_rates
 
 logger = logging.getLogger(__name__)
 _NEVER = -2
@@ -23,7 +27,7 @@ _NEVER = -2
 
 
 class GradientGuard:
-    """A `register_step_pre_hook` hook: refuses a step whose gradient is not finite, and keeps the norms.
+    """A `register_step_pre_hook` hook: refuses a step whose gradient is not finite, and keeps its norms and rates.
 
     Under nan_policy `stop` a refused step ends the run; under `skip` it changes no weight, and more than
     nan_max_skips of them in a row end the run.
@@ -38,6 +42,8 @@ class GradientGuard:
         self._policy, self._max_skips = config.nan_policy, config.nan_max_skips
         self._sharded, self._step = sharded, step
         self._squares: dict[str, torch.Tensor] = {}
+        self.rates: dict[str, float] = {}
+        """`lr/<group>` of the last step. After it the schedule has already set those of the next one."""
         self._current = self._last_skipped = _NEVER
         self._skips = 0
 
@@ -48,6 +54,7 @@ class GradientGuard:
         """
         if self._step() != self._current:
             self._current, self._squares = self._step(), {}
+        self.rates |= current_learning_rates(optimizer.param_groups)
         squares = self._squared_norms(optimizer.param_groups)
         for group, square in squares.items():
             self._squares[group] = self._squares.get(group, 0) + square
@@ -89,6 +96,34 @@ class GradientGuard:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None  # AdamW leaves a parameter without gradient as it is
+
+
+def find_non_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """Name a parameter, a buffer or a state of the optimizer that is NaN or infinite on this rank; None without any.
+
+    Under ZeRO each rank looks at its own part of what is partitioned. The device is waited for once.
+    """
+    named = [(name, t.detach()) for name, t in _saved_tensors(model, optimizer) if t.is_floating_point() and t.numel()]
+    if not named:
+        return None
+    device = named[0][1].device
+    flags = torch.stack([_is_finite(tensor).to(device) for _, tensor in named]).tolist()
+    return next((name for (name, _), flag in zip(named, flags, strict=True) if not flag), None)
+
+
+def _saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield name, getattr(tensor, "ds_tensor", tensor)  # ZeRO-3 keeps this rank's part there
+    for parameter, state in optimizer.state.items():
+        yield "the optimizer's copy of the weights", parameter
+        yield from (
+            (f"the optimizer's {key}", value) for key, value in state.items() if isinstance(value, torch.Tensor)
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    low, high = tensor.aminmax()  # NaN wins in both
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
 def _sum_of_squares(grads: list[torch.Tensor], device: torch.device | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -21,18 +22,18 @@ from bbu.config.flat import DirectConfig
 from bbu.data.dataset import BBUDataset
 from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
-from bbu.errors import CheckpointError
+from bbu.errors import CheckpointError, NonFiniteError
 from bbu.evaluation.pending import unscored_steps
-from bbu.models.qwen import gathered_parameters
+from bbu.models.qwen import gathered_parameters, without_transformers_warnings
 from bbu.run.checkpoints import Ranks, config_hash, publishing, rotate
 from bbu.run.folder import RunFolder
 from bbu.training.flops import measure_work, peak_flops, training_flops
 from bbu.training.loss_manager import LossManager, global_counts
 from bbu.training.metrics import Throughput
 from bbu.training.objective import Objective
-from bbu.training.parameter_manager import HEAD_GROUPS, ParameterManager, current_learning_rates
+from bbu.training.parameter_manager import HEAD_GROUPS, ParameterManager
 from bbu.training.preemption import StopFlag, obey_parent_only, stop_agreed
-from bbu.training.stability import GradientGuard
+from bbu.training.stability import GradientGuard, find_non_finite
 
 logger = logging.getLogger(__name__)
 _OPTIONS = ("lr", "initial_lr", "weight_decay", "betas", "eps", "fused", "foreach")
@@ -224,18 +225,13 @@ class BBUTrainer(Trainer):
         """
         training = self._config.training
         values = self.losses.window_means() | self.throughput.rates()
-        rates = current_learning_rates(self.optimizer.param_groups)
-        values |= {name: 0.0 if self._is_frozen(name) else rate for name, rate in rates.items()}
+        values |= self.guard.rates
         if training.log_weight_norms:
             values |= self.parameters.weight_norms(gathered_parameters)
         if training.log_grad_norms:
             limit = training.max_grad_norm
             values |= self.guard.norms(max(1.0, grad_norm / limit) if limit and grad_norm else 1.0)
         return values
-
-    def _is_frozen(self, name: str) -> bool:
-        """Whether `lr/<group>` belongs to a head that is still frozen; the scheduler does not know of that."""
-        return self.losses.head_share == 0.0 and name.partition("/")[2] in HEAD_GROUPS
 
     # --- checkpoints ---
 
@@ -264,6 +260,7 @@ class BBUTrainer(Trainer):
         if step == self._published_step:  # resumed here, or saved by step and by epoch alike
             return
         publication.check_lease()
+        self._refuse_non_finite_weights()
         with publishing(
             publication.run,
             step,
@@ -277,11 +274,33 @@ class BBUTrainer(Trainer):
                 publication.add_model_files(staged)
         self._published_step = step
         if self.ranks.rank == 0:
-            rotate(publication.run, self._config.training.save_total_limit, unscored_steps(publication.run))
+            self._rotate()
         logger.info("checkpoint of step %d published", step)
 
+    def _rotate(self) -> None:
+        """Delete old checkpoints. Whatever is wrong with one of them, it does not end the training."""
+        run = self.publication.run
+        try:
+            rotate(run, self._config.training.save_total_limit, unscored_steps(run))
+        except (OSError, CheckpointError) as error:
+            logger.warning("old checkpoints are not deleted: %s", error)
+
+    def _refuse_non_finite_weights(self) -> None:
+        """Raise NonFiniteError on all ranks alike where any rank would save a weight that is not finite. Collective."""
+        names = [name] if (name := find_non_finite(self.model, self.optimizer)) else []
+        if dist.is_initialized():
+            gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(gathered, names)
+            names = [name for part in gathered for name in part]
+        if names:
+            raise NonFiniteError(
+                f"step {self.state.global_step}: {names[0]} is NaN or infinite, so this step is not saved; the same "
+                "command resumes from the newest checkpoint. Lower the learning rates if it comes again"
+            )
+
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        position = super()._init_training_state(max_steps, *args, **kwargs)
+        with without_transformers_warnings():  # it would warn of the values that are set right below
+            position = super()._init_training_state(max_steps, *args, **kwargs)
         # trainer_state.json has brought back how often the earlier start logged, evaluated and saved.
         self.state.compute_steps(self.args, max_steps)
         return position
