@@ -36,7 +36,7 @@ CROSS_RULES = (
     ),
     CrossRule(
         ("detection_enabled", "detection_freeze_epochs", "num_train_epochs", "max_steps"),
-        lambda head, frozen, epochs, steps: head and steps <= 0 and frozen >= epochs,
+        lambda head, frozen, epochs, steps: head and steps <= 0 < epochs <= frozen,
         "detection_freeze_epochs {1} covers all {2} epochs, so the head would never train; lower it",
     ),
     CrossRule(

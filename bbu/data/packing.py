@@ -6,7 +6,8 @@ are full while their order stays random. Rows of similar cost then form a step, 
 Trainer plans its steps from one number of rows, but teachers are drawn anew in each epoch and change the lengths. So
 all epochs of the run are packed once at the start, without decoding an image, and the epoch with the most rows sets
 the number of rows of all. The other epochs split their costliest rows until they have that number. The cost: the rows
-of those epochs are not quite full, and a run that is resumed with more epochs may get other rows.
+of those epochs are not quite full. A run that is resumed with more epochs may get other rows; it then packs the samples
+that its epoch has not seen.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import heapq
 import math
 import random
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from bbu.data.sampling import EpochBatchSampler, epoch_order
+from bbu.data.sampling import EpochBatchSampler
 from bbu.errors import DataError
 
 _Rows = list[list[int]]
@@ -73,44 +74,47 @@ class PackingBatchSampler(EpochBatchSampler):
         assert max_total_length > 0 and buffer_size > 0 and vision_weight >= 0
         self._sample_costs, self._capacity = sample_costs, max_total_length
         self._buffer_size, self._vision_weight = buffer_size, vision_weight
-        self._planned: tuple[int, list[_Rows]] | None = None
+        self._planned: dict[tuple[int, int], list[_Rows]] = {}
         # Fewer rows per epoch mean more epochs. The first epoch alone has at most as many rows as the final plan, so
         # it asks for at least as many epochs as the run will take, and none is left out of the plan.
-        self._rows = self._fewest_rows(0)
-        self._rows = max(self._rows, *(self._fewest_rows(epoch) for epoch in range(epochs(self._rows))), 1)
+        self._rows = self._needed_batches(0, self._order(0))
+        fewest = (self._needed_batches(epoch, self._order(epoch)) for epoch in range(epochs(self._rows)))
+        self._rows = max(self._rows, *fewest, 1)
 
     def __len__(self) -> int:
         return self._rows
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps():
-            yield step[self._rank]
+    def continue_epoch(self, epoch: int, seen: Collection[int], multiple: int) -> int:
+        unseen = [index for index in self._order(epoch) if index not in seen]
+        self._rows = max(self._rows, self._needed_batches(epoch, unseen))  # they may pack a little worse than all
+        return super().continue_epoch(epoch, seen, multiple)
 
-    def _steps(self) -> list[_Rows]:
-        """The steps of the epoch that is set: for each step, one row of every rank."""
-        if self._planned is None or self._planned[0] != self._epoch:
-            self._planned = self._epoch, self._plan(self._epoch)
-        return self._planned[1]
+    def _needed_batches(self, epoch: int, samples: Sequence[int]) -> int:
+        rows = self._packed_rows(epoch, samples, self._sample_costs(epoch))
+        return math.ceil(len(rows) / self._world_size)
 
-    def _fewest_rows(self, epoch: int) -> int:
-        """The fewest rows per rank that hold all samples of an epoch."""
-        return math.ceil(len(self._packed_rows(epoch, self._sample_costs(epoch))) / self._world_size)
+    def _deal(self, epoch: int, samples: Sequence[int], count: int) -> list[_Rows]:
+        """Plan once what each epoch is asked for several times: the steps, for each step one row of every rank."""
+        key = (epoch, len(samples))
+        if key not in self._planned:
+            self._planned = {key: self._plan(epoch, samples, count * self._world_size)}
+        return self._planned[key]
 
-    def _packed_rows(self, epoch: int, costs: Sequence[SampleCost]) -> _Rows:
-        """The rows of an epoch before any is split; raises DataError for a sample longer than a row."""
+    def _packed_rows(self, epoch: int, samples: Sequence[int], costs: Sequence[SampleCost]) -> _Rows:
+        """The rows of some samples of an epoch before any is split; raises DataError for one longer than a row."""
         for index, cost in enumerate(costs):
             if cost.tokens > self._capacity:
                 raise DataError(
                     f"sample {index} has {cost.tokens} tokens in epoch {epoch} but max_total_length is "
                     f"{self._capacity}; raise it or lower model_max_length"
                 )
-        return _pack([cost.tokens for cost in costs], self._order(epoch), self._capacity, self._buffer_size)
+        return _pack([cost.tokens for cost in costs], samples, self._capacity, self._buffer_size)
 
-    def _plan(self, epoch: int) -> list[_Rows]:
+    def _plan(self, epoch: int, samples: Sequence[int], planned: int) -> list[_Rows]:
         """The steps of an epoch, with the planned number of rows; raises DataError where that is too small."""
         costs = self._sample_costs(epoch)
         weights = [cost.tokens + self._vision_weight * cost.patches for cost in costs]
-        rows, planned = self._packed_rows(epoch, costs), self._rows * self._world_size
+        rows = self._packed_rows(epoch, samples, costs)
         if len(rows) > planned:
             raise DataError(
                 f"epoch {epoch} needs {len(rows)} packed rows but {planned} were planned for the epochs before it; "
@@ -124,9 +128,6 @@ class PackingBatchSampler(EpochBatchSampler):
         rows += [[order[i % len(order)]] for i in range(planned - len(rows))]
         steps = _group_rows_by_cost(rows, weights, self._world_size)
         return self._shuffled(steps, epoch) if self._shuffle else sorted(steps, key=_first_sample)
-
-    def _order(self, epoch: int) -> list[int]:
-        return epoch_order(self._samples, self._seed, epoch, self._shuffle)
 
     def _shuffled(self, steps: list[_Rows], epoch: int) -> list[_Rows]:
         """Shuffle the steps, and the rows within each; otherwise rank 0 would always get the costliest row."""

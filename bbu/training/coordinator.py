@@ -34,6 +34,7 @@ from bbu.run.folder import RUN_CONFIG, RunFolder, checkpoint_step
 from bbu.run.lease import Owner, held_lease
 from bbu.training.arguments import training_arguments
 from bbu.training.metrics import ProgressCallback, StatusCallback, TensorBoardCallback
+from bbu.training.position import read_position
 from bbu.training.preemption import StopFlag, stop_agreed
 from bbu.training.resume import Change, review_changes, summarise_changes
 from bbu.training.trainer import BBUTrainer, Publication
@@ -180,7 +181,9 @@ class TrainingCoordinator:
         self, trainer: BBUTrainer, status: StatusCallback, checkpoint: Checkpoint | None, changes: list[Change]
     ) -> int:
         """Train the steps that are left and return the exit code."""
-        step, planned = checkpoint.manifest.step if checkpoint else 0, trainer.planned_steps()
+        step = checkpoint.manifest.step if checkpoint else 0
+        continued = self._continue_epoch(trainer, checkpoint, changes) if checkpoint else None
+        planned = trainer.planned_steps()
         if step >= planned:
             self._report_nothing_left(step, planned)
             return 0
@@ -191,11 +194,25 @@ class TrainingCoordinator:
         if self._rank == 0:
             write_atomic(self.run_folder.config, _config_text(self._config))
             _report_start(self._config, checkpoint, changes)
+            if continued:
+                logger.warning("%s", continued)
         if checkpoint:
             trainer.resume_from(checkpoint.path, step)
         else:
             trainer.train()
         return self._finish(trainer, status)
+
+    def _continue_epoch(self, trainer: BBUTrainer, checkpoint: Checkpoint, changes: list[Change]) -> str | None:
+        """Continue the epoch of a checkpoint; returns what a person needs to know about its samples, if anything."""
+        position, manifest = read_position(checkpoint.path), checkpoint.manifest
+        text = trainer.take_position(position, manifest.step)
+        is_cut_anew = manifest.world_size != trainer.args.world_size or any(change.moves_samples for change in changes)
+        if position is None and is_cut_anew:
+            return (
+                "an older version saved this checkpoint, without saying which samples it had seen: some samples of "
+                "this epoch come twice or not at all"
+            )
+        return text
 
     def _report_nothing_left(self, step: int, planned: int) -> None:
         if self._rank != 0:

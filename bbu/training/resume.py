@@ -139,6 +139,11 @@ class Change:
     """The present value."""
     effect: Effect
 
+    @property
+    def moves_samples(self) -> bool:
+        """Whether the rest of the epoch holds other samples, or the same ones in other batches."""
+        return self.effect in (_ORDER, _RECORDS)
+
     def __str__(self) -> str:
         return f"{self.key}: {self.before!r} -> {self.after!r}: {self.effect.text}"
 

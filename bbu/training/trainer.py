@@ -32,6 +32,7 @@ from bbu.training.loss_manager import LossManager, global_counts
 from bbu.training.metrics import Throughput
 from bbu.training.objective import Objective
 from bbu.training.parameter_manager import HEAD_GROUPS, ParameterManager
+from bbu.training.position import DataPosition, is_same_cut, measure_position, seen_indices, write_position
 from bbu.training.preemption import StopFlag, obey_parent_only, stop_agreed
 from bbu.training.stability import GradientGuard, find_non_finite
 
@@ -54,6 +55,18 @@ class Publication:
     """Writes what a model folder needs beside its weights into the given folder; called on rank 0."""
     check_lease: Callable[[], None]
     """Raises CheckpointError if another trainer has taken over the run folder."""
+
+
+@dataclass(frozen=True)
+class _ContinuedEpoch:
+    """Where a run resumes whose data are cut in another way than before."""
+
+    step: int
+    """Optimizer steps done."""
+    epoch: int
+    """Epochs done."""
+    batches: int
+    """Batches of each rank that count as done in the epoch after them."""
 
 
 class BBUTrainer(Trainer):
@@ -87,6 +100,7 @@ class BBUTrainer(Trainer):
             config.training, sharded=self.is_deepspeed_enabled, step=lambda: self.state.global_step
         )
         self._published_step: int | None = None
+        self._continued: _ContinuedEpoch | None = None
         self._staging: Path | None = None
         for callback in (PrinterCallback, StockProgress):
             self.remove_callback(callback)
@@ -142,7 +156,53 @@ class BBUTrainer(Trainer):
         training = self._config.training
         if training.max_steps <= 0:
             return math.ceil(training.num_train_epochs)
-        return math.ceil(training.max_steps / math.ceil(rows / training.gradient_accumulation_steps))
+        steps_per_epoch = math.ceil(rows / training.gradient_accumulation_steps)
+        if self._continued is None:
+            return math.ceil(training.max_steps / steps_per_epoch)
+        steps_left = max(0, training.max_steps - self._continued.step)
+        return self._continued.epoch + 1 + math.ceil(steps_left / steps_per_epoch)
+
+    def take_position(self, position: DataPosition | None, step: int) -> str | None:
+        """Continue the epoch of a checkpoint, whatever has changed since. Call it before the steps are planned.
+
+        Args:
+            position: the checkpoint's; None where it has none, because an older version wrote it.
+            step: the checkpoint's step.
+
+        Returns:
+            What a person needs to know; None where the same batches come as without the interruption.
+        """
+        accumulation = self._config.training.gradient_accumulation_steps
+        names = self._photo_names
+        if position is None or is_same_cut(position, self._sampler, names, accumulation):
+            return None
+        self._continued = _ContinuedEpoch(step, position.epoch, 0)
+        del self._train_loader  # more epochs may have to be packed
+        seen = seen_indices(position, names)
+        done = self._sampler.continue_epoch(position.epoch, seen, accumulation) if seen else 0
+        is_over = done == len(self._sampler)
+        self._continued = _ContinuedEpoch(step, position.epoch + is_over, 0 if is_over else done)
+        if not seen:
+            return None
+        return (
+            f"epoch {position.epoch + 1} continues under another cut of the data: {len(seen)} of {len(names)} samples "
+            f"have been seen in it and are left out, the other {len(names) - len(seen)} come once"
+        )
+
+    @cached_property
+    def _photo_names(self) -> list[str]:
+        return [view.images[0] for _, view in self.train_dataset.students()]
+
+    @property
+    def _sampler(self) -> EpochBatchSampler:
+        sampler = self._train_loader.batch_sampler
+        assert isinstance(sampler, EpochBatchSampler)
+        return sampler
+
+    def _position(self) -> DataPosition:
+        batches = round((self.state.epoch or 0.0) * len(self._sampler))
+        accumulation = self._config.training.gradient_accumulation_steps
+        return measure_position(self._sampler, self._photo_names, batches, accumulation)
 
     def _loader_options(self) -> dict[str, Any]:
         data = self._config.data
@@ -235,6 +295,17 @@ class BBUTrainer(Trainer):
 
     # --- checkpoints ---
 
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> tuple[Any, ...]:
+        """Plan epochs and steps; where an epoch is continued under another cut, from what is left of it."""
+        epochs, steps_per_epoch, *middle, max_steps = super().set_initial_training_values(args, dataloader)
+        if (start := self._continued) is not None:
+            planned = start.epoch * steps_per_epoch + start.batches // args.gradient_accumulation_steps
+            if args.max_steps > 0:
+                epochs = math.ceil((planned + max(0, max_steps - start.step)) / steps_per_epoch)
+            else:
+                max_steps = start.step + max(0, max_steps - planned)
+        return epochs, steps_per_epoch, *middle, max_steps
+
     def planned_steps(self) -> int:
         """Return the number of optimizer steps of the whole run."""
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
@@ -272,6 +343,7 @@ class BBUTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if self.ranks.rank == 0:
                 publication.add_model_files(staged)
+                write_position(staged, self._position())
         self._published_step = step
         if self.ranks.rank == 0:
             self._rotate()
@@ -303,7 +375,7 @@ class BBUTrainer(Trainer):
             position = super()._init_training_state(max_steps, *args, **kwargs)
         # trainer_state.json has brought back how often the earlier start logged, evaluated and saved.
         self.state.compute_steps(self.args, max_steps)
-        return position
+        return position if self._continued is None else (self._continued.epoch, self._continued.batches)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the states of optimizer and schedule, but no setting: those are the present config's."""

@@ -24,6 +24,13 @@ def findings_of(*overrides: str) -> list[str]:
     [
         ("bf16=true fp16=true", "bf16 and fp16 exclude each other"),
         ("max_steps=-1 num_train_epochs=0", "max_steps and num_train_epochs are both 0 or less"),
+        ("save_strategy=no save_final=false", "save_strategy no with save_final false would lose"),
+        ("vision_lr=0 merger_lr=0 llm_lr=0 detection_enabled=false", "every learning rate in use is 0"),
+        ("teacher_loss_weight=0 student_loss_weight=0 detection_enabled=false", "nothing would be learnt"),
+        (
+            "detection_enabled=true detection_freeze_epochs=2 max_steps=-1 num_train_epochs=2",
+            "detection_freeze_epochs 2 covers all 2 epochs",
+        ),
         ("min_pixels=999999999", "min_pixels 999999999 exceeds max_pixels"),
         ("vendor_dir=ds data_root=ds/out", "data_root lies inside vendor_dir"),
         ("vendor_dir=./ds data_root=x/../ds/out", "data_root lies inside vendor_dir"),

@@ -236,6 +236,49 @@ def test_rotation_never_counts_a_damaged_checkpoint_as_kept(run: RunFolder):
     assert found.manifest.step == 20
 
 
+def test_what_cannot_be_deleted_stays_with_a_warning(run: RunFolder, monkeypatch, caplog):
+    for step in (1, 2, 3):
+        save(run, step)
+    rename = os.rename
+
+    def refuse_step_1(source: Path, target: Path) -> None:
+        if Path(source).name == "checkpoint-1":
+            raise PermissionError(errno.EACCES, "Permission denied", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse_step_1)
+    assert rotate(run, keep=1) == [2]
+    assert run.steps() == [1, 3] and "checkpoint-1 cannot be deleted (Permission denied)" in caplog.text
+
+
+def test_a_checkpoint_whose_files_cannot_be_listed_is_not_sound(run: RunFolder, monkeypatch, caplog):
+    save(run, 10)
+    bad = save(run, 20) / "model.safetensors"
+    is_symlink = Path.is_symlink
+
+    def fail_on_bad(path: Path) -> bool:
+        if path == bad:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return is_symlink(path)
+
+    monkeypatch.setattr(Path, "is_symlink", fail_on_bad)
+    found = newest(run)
+    assert found is not None and found.path == run.checkpoint(10) and "Input/output error" in caplog.text
+    save(run, 30)
+    assert rotate(run, keep=1) == [10, 20]
+
+
+def test_a_leftover_that_cannot_be_removed_ends_no_start(run: RunFolder, monkeypatch, caplog):
+    (run.root / ".saving-checkpoint-3").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    assert clean_leftovers(run) == [run.root / ".saving-checkpoint-3"]
+    assert "cannot be removed (Permission denied)" in caplog.text
+
+
 def test_keep_zero_keeps_all(run: RunFolder):
     for step in (1, 2, 3):
         save(run, step)

@@ -23,13 +23,13 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture
 def flag() -> Iterator[StopFlag]:
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
     yield install_stop_handlers()
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGINT])
 def test_each_stop_signal_sets_the_flag_and_may_come_twice(flag: StopFlag, number: signal.Signals):
     assert not flag.is_set
     os.kill(os.getpid(), number)
@@ -71,7 +71,7 @@ def sleep_guarded(ready: Event) -> None:
 
 def test_a_forked_child_ignores_usr_and_ends_by_term(flag: StopFlag):
     child = fork_and_wait(sleep_unguarded)
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         os.kill(child.pid or 0, number)
     child.join(0.2)
     assert child.is_alive()
@@ -83,7 +83,7 @@ def test_a_forked_child_ignores_usr_and_ends_by_term(flag: StopFlag):
 
 def test_a_worker_outlives_slurms_signals_and_obeys_its_parent(flag: StopFlag):
     child = fork_and_wait(sleep_guarded)
-    for name in ("USR1", "USR2", "TERM"):  # from another process, as Slurm's
+    for name in ("USR1", "USR2", "TERM", "INT"):  # from another process, as Slurm's and the terminal's
         subprocess.run(["/bin/kill", f"-{name}", str(child.pid)], check=True)
     child.join(0.3)
     assert child.is_alive()
@@ -103,7 +103,19 @@ def test_a_real_dataloader_finishes_its_epoch_after_every_process_was_signalled(
     assert (process.communicate(timeout=120)[0], process.returncode) == ("40 True\n", 0)
 
 
-def run_program(name: str, *arguments: str) -> subprocess.Popen[str]:
+def test_one_ctrl_c_is_noticed_and_a_second_one_leaves_at_once_even_from_code_in_c():
+    process = run_program("blocked_in_c", stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == "blocked\n"
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # the same press, forwarded by a launcher
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and "press it again to leave at once" in errors and "Traceback" not in errors
+
+
+def run_program(name: str, *arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
     """Start a module of tests/training/programs."""
     argv = [sys.executable, "-m", f"tests.training.programs.{name}", *arguments]
-    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)

@@ -9,7 +9,7 @@ import torch
 
 from bbu.config.read import load_config
 from bbu.errors import NonFiniteError
-from bbu.training.stability import GradientGuard
+from bbu.training.stability import GradientGuard, find_non_finite
 
 
 class GuardedOptimizer:
@@ -69,3 +69,37 @@ def test_a_parameter_without_gradient_is_no_obstacle():
     guarded.weights[1].grad = torch.ones(3)
     guarded.optimizer.step()
     assert "gn/vision" in guarded.guard.norms(1.0)
+
+
+def test_rates_are_those_of_the_step():
+    guarded = GuardedOptimizer()
+    guarded.optimizer.param_groups[0]["lr"] = 0.5
+    guarded.step(1.0)
+    guarded.optimizer.param_groups[0]["lr"] = 0.25  # as a schedule does after the step
+    assert guarded.guard.rates == {"lr/llm": 0.5, "lr/vision": 0.1}
+
+
+class Normed(torch.nn.Module):
+    """A model with parameters of two dtypes, one of them frozen, an empty one, and buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.frozen = torch.nn.Parameter(torch.full((2,), 60000.0, dtype=torch.float16), requires_grad=False)
+        self.empty = torch.nn.Parameter(torch.ones(0))
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["weight", "frozen", "mean", "the optimizer's exp_avg"])
+def test_a_value_that_is_not_finite_is_found_wherever_a_checkpoint_would_hold_it(name: str, value: float):
+    model = Normed()
+    optimizer = torch.optim.AdamW([model.weight])
+    model.weight.grad = torch.ones(3)
+    optimizer.step()
+    assert find_non_finite(model, optimizer) is None
+    holders = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    holders["the optimizer's exp_avg"] = optimizer.state[model.weight]["exp_avg"]
+    holders[name].data[-1] = value
+    assert find_non_finite(model, optimizer) == name
