@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -35,9 +36,12 @@ from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, 
 from bbu.models.head_files import has_own_weights, load_head, load_spec, save_head, split_weights, weight_names
 from bbu.models.model_files import load_chat_template, write_config
 from bbu.run.folder import HEAD_KEY
+from bbu.strict_json import read_json
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _REQUIRED_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
+_OPTIONAL_FILES = ("generation_config.json",)
+"""Files that transformers replaces by defaults, without a word, where they are damaged."""
 _ARCHITECTURE = Qwen2_5_VLForConditionalGeneration.__name__
 
 _StatesReader = Callable[[torch.Tensor, torch.nn.Module], Any]
@@ -314,11 +318,14 @@ def check_folder(folder: str | Path) -> Path:
     absent = [name for name in _REQUIRED_FILES if not (path / name).is_file()]
     if absent:
         raise ModelError(f"{path}: no {', '.join(absent)}; model_path must be a complete Qwen2.5-VL folder")
+    for name in (*_REQUIRED_FILES, *(name for name in _OPTIONAL_FILES if (path / name).is_file())):
+        read_json(path / name, ModelError, "copy the model again")
     try:
         Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True)
         kind = Qwen2_5_VLConfig.get_config_dict(path, local_files_only=True)[0].get("model_type")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: config.json cannot be read ({_first_line(error)})") from error
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: config.json does not describe a Qwen2.5-VL ({reason}); copy it again") from error
     if kind != "qwen2_5_vl":
         raise ModelError(f"{path}: model_type is {kind!r}; model_path must be a Qwen2.5-VL (qwen2_5_vl)")
     return path

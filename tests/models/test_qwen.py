@@ -97,6 +97,38 @@ def test_weights_that_leave_parameters_unset_are_refused(folder, tmp_path):
         load_model(path, settings())
 
 
+@pytest.mark.parametrize("name", ["config", "generation_config", "preprocessor_config", "tokenizer_config"])
+@pytest.mark.parametrize("content", ["{", "[]", "", "\x00"])
+def test_a_damaged_json_file_is_named_and_never_replaced_by_defaults(folder, tmp_path, name, content):
+    path = copy_model(folder, tmp_path)
+    (path / f"{name}.json").write_text(content)
+    with pytest.raises(ModelError, match=rf"/{name}\.json: not (a )?JSON") as error:
+        load_model(path, settings())
+    assert is_one_line(error)
+
+
+@pytest.mark.parametrize(
+    "change", [{"tie_word_embeddings": "yes"}, {"text_config": {"rope_scaling": {"type": "warp"}}}]
+)
+def test_a_config_that_describes_no_model_is_one_line(folder, tmp_path, change):
+    path = copy_model(folder, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match="config.json does not describe a Qwen2.5-VL") as error:
+        load_model(path, settings())
+    assert is_one_line(error)
+
+
+def test_sampling_settings_are_kept_when_the_model_is_saved_again(folder, tmp_path):
+    path = copy_model(folder, tmp_path)
+    qwen = {"bos_token_id": 890, "pad_token_id": 890, "do_sample": True, "eos_token_id": [889, 890],
+            "repetition_penalty": 1.05, "temperature": 1e-06}  # fmt: skip
+    (path / "generation_config.json").write_text(json.dumps(qwen))
+    load_model(path, settings()).save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again/generation_config.json").read_text())
+    assert saved.pop("transformers_version") and saved == qwen
+
+
 def test_another_architecture_is_refused(folder, tmp_path):
     path = copy_model(folder, tmp_path)
     config = json.loads((path / "config.json").read_text())
