@@ -22,6 +22,10 @@ TOLERANCE = 2e-4
 """Relative: ranks add in another order, and six Adam steps enlarge the difference in rounding."""
 
 
+HERE = ("--config", "smoke", "--cluster", "local")
+"""On this machine, whether or not it has Slurm."""
+
+
 def read_shapes(file: Path) -> dict[str, torch.Size]:
     """The shape of each weight by its name."""
     return {name: weight.shape for name, weight in load_file(file).items()}
@@ -29,7 +33,7 @@ def read_shapes(file: Path) -> dict[str, torch.Size]:
 
 def train(demo: Demo, out: Path, name: str, *settings: str, ranks: int) -> Finished:
     place = [*demo.settings, f"output_root={out}", f"run_name={name}"]
-    done = call("submit", *place, *settings, arguments=("--nodes", str(ranks), "--config", "smoke"), cwd=out)
+    done = call("submit", *place, *settings, arguments=(*HERE, "--nodes", str(ranks)), cwd=out)
     assert done.code == 0, done.out + done.err
     return done
 
@@ -124,6 +128,6 @@ def test_a_rank_that_refuses_ends_all_ranks_with_its_code(demo: Demo, out: Path,
     shutil.copytree(demo.root / "data", tmp_path / "data")
     (tmp_path / "data" / "train.jsonl").write_text('{"images": ["../x"], "objects": []}\n', encoding="utf-8")
     where = [*demo.settings, f"output_root={tmp_path}", f"data_root={tmp_path}/data"]
-    done = call("submit", *where, arguments=("--nodes", "2", "--config", "smoke"), cwd=tmp_path)
+    done = call("submit", *where, arguments=(*HERE, "--nodes", "2"), cwd=tmp_path)
     assert done.code == 3 and "outside data_root" in done.out and "Traceback" not in done.out, done.out
     assert json.loads((tmp_path / "output-smoke/provenance.json").read_text())["starts"]

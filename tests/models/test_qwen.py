@@ -107,14 +107,12 @@ def test_a_damaged_json_file_is_named_and_never_replaced_by_defaults(folder, tmp
     assert is_one_line(error)
 
 
-@pytest.mark.parametrize(
-    "change", [{"tie_word_embeddings": "yes"}, {"text_config": {"rope_scaling": {"type": "warp"}}}]
-)
+@pytest.mark.parametrize("change", [{"tie_word_embeddings": "yes"}, {"image_token_id": "<|image_pad|>"}])
 def test_a_config_that_describes_no_model_is_one_line(folder, tmp_path, change):
     path = copy_model(folder, tmp_path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ModelError, match="config.json does not describe a Qwen2.5-VL") as error:
+    with pytest.raises(ModelError, match=r"config\.json does not describe a Qwen2\.5-VL") as error:
         load_model(path, settings())
     assert is_one_line(error)
 
