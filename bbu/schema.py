@@ -35,9 +35,9 @@ _MAX_LINE_BYTES = 16 * 2**20
 """A record with 10,000 objects has 2 MB; a longer line comes from a file that is no JSONL."""
 _MAX_SIDE = 1_000_000
 """Pixels; the largest image that any format here can hold has 65,535."""
-_MAX_NAME_BYTES = 255
+MAX_NAME_BYTES = 255
 """Of a file or folder, on all common filesystems."""
-_MAX_PATH_BYTES = 1024
+MAX_PATH_BYTES = 1024
 """Leaves room for data_root: Linux takes paths of 4,095 bytes."""
 
 
@@ -265,7 +265,7 @@ def _check_image_path(image: str, where: str) -> None:
     path = Path(image)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{where}: image {image!r} lies outside data_root; use a path relative to data_root")
-    too_long = len(image.encode()) > _MAX_PATH_BYTES or any(len(p.encode()) > _MAX_NAME_BYTES for p in path.parts)
+    too_long = len(image.encode()) > MAX_PATH_BYTES or any(len(p.encode()) > MAX_NAME_BYTES for p in path.parts)
     if "\0" in image or too_long:
         raise DataError(f"{where}: image {image[:80]!r} is no possible file name; correct the path")
 

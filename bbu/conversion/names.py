@@ -7,9 +7,11 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
+from bbu.schema import MAX_NAME_BYTES, MAX_PATH_BYTES
+
 OUTPUT_SUFFIX = ".jpeg"
-_MAX_PART_BYTES, _MAX_PATH_BYTES = 255, 3072
-"""Of one part of an output's path (NAME_MAX of Linux), and of all of it: PATH_MAX is 4096, and data_root needs some."""
+_MAX_OUTPUT_BYTES = MAX_PATH_BYTES * 3 // 4
+"""Of a written photo's path below image_folder, which needs some bytes too."""
 _HASH_LENGTH = 8
 
 
@@ -95,20 +97,19 @@ def _first_free(path: str, identity: bytes, is_taken: Callable[[str], bool]) -> 
 
 def _shorten(name: str) -> str:
     *folders, last = name.split("/")
-    path = "/".join([*(_shorten_part(part, "") for part in folders), _shorten_part(last, OUTPUT_SUFFIX)])
-    return (
-        path if len(path.encode()) <= _MAX_PATH_BYTES else _with_hash(_shorten_part(last, OUTPUT_SUFFIX), name.encode())
-    )
+    last = _shorten_part(last, OUTPUT_SUFFIX)
+    path = "/".join([*(_shorten_part(part, "") for part in folders), last])
+    return path if len(path.encode()) <= _MAX_OUTPUT_BYTES else _with_hash(last, name.encode())
 
 
 def _shorten_part(part: str, suffix: str) -> str:
-    return part if len((part + suffix).encode()) <= _MAX_PART_BYTES else _with_hash(part, part.encode())
+    return part if len((part + suffix).encode()) <= MAX_NAME_BYTES else _with_hash(part, part.encode())
 
 
 def _with_hash(path: str, identity: bytes) -> str:
     """A path whose last part is cut where necessary and ends in `~` and a hash."""
     folder, slash, last = path.rpartition("/")
-    room = _MAX_PART_BYTES - _HASH_LENGTH - 1 - len(OUTPUT_SUFFIX)
+    room = MAX_NAME_BYTES - _HASH_LENGTH - 1 - len(OUTPUT_SUFFIX)
     start = last.encode()[:room].decode(errors="ignore")
     return f"{folder}{slash}{start}~{hashlib.sha256(identity).hexdigest()[:_HASH_LENGTH]}"
 

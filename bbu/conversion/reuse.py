@@ -25,7 +25,7 @@ from bbu.conversion.contents import (
 from bbu.conversion.labels import LabelRules
 from bbu.conversion.listing import PhotoFiles
 from bbu.conversion.names import OUTPUT_SUFFIX, printable_path
-from bbu.conversion.photo import PhotoOutcome, convert_photo
+from bbu.conversion.photo import PhotoOutcome, convert_photo, outcome_to_dict, parse_outcome
 from bbu.conversion.rejects import Reject, Unusable
 from bbu.conversion.vendor import read_photo
 from bbu.conversion.vendor_json import MAX_JSON_BYTES
@@ -185,7 +185,10 @@ def _convert_contents(
     others = f", but {', '.join(files.others)}" if files.others else ""
     missing = f"no {files.name}.jpeg or .jpg beside the JSON{others}"
     jpeg = sources.read(_only(files.images, "image", missing), _MAX_JPEG_BYTES)
-    return convert_photo(photo, jpeg, f"{config.image_folder}/{files.output}{OUTPUT_SUFFIX}", config, rules)
+    image = f"{config.image_folder}/{files.output}{OUTPUT_SUFFIX}"
+    outcome, resized = convert_photo(photo, jpeg, image, config, rules)
+    parse_outcome(outcome_to_dict(outcome))  # what the schema refuses is this photo's error, not one of the merge
+    return outcome, resized
 
 
 def _only(paths: Sequence[str], what: str, missing: str) -> str:
