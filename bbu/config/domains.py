@@ -397,7 +397,7 @@ class InfrastructureConfig:
     lease_timeout_s: PositiveFloat
     """Seconds without a heartbeat after which another trainer may take the run folder."""
     max_requeues: NotNegativeInt
-    """How many times a preempted job may be requeued."""
+    """How many times a job that was stopped with its state saved may be requeued."""
     hash_data: bool
     """Record SHA-256 of the data files in provenance.json."""
     eval_claim_timeout_s: PositiveFloat

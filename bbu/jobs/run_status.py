@@ -104,7 +104,7 @@ class RunView:
         if phase == "completed" and not job.is_live:
             return "completed"
         if job.is_live:
-            return f"{phase}, {job.text}" if phase in ("training", "preempted") else job.text
+            return f"{phase}, {job.text}" if phase in ("training", "stopped") else job.text
         return f"{phase or 'not begun'}, {job.text}"
 
 

@@ -17,6 +17,8 @@ from bbu.strict_json import JsonError, build_dataclass, read_json
 _OMITTED = ("reason", "loss", "samples_per_second", "tokens_per_second")
 """Fields that the file has only where they are known; the others are null where they are unknown."""
 
+_STOPPED_BEFORE = "preempted"
+"""The phase `stopped` as version 0.1 wrote it, whatever the reason."""
 _ADVICE = "remove it, the trainer writes it again at its next heartbeat"
 
 
@@ -25,7 +27,8 @@ class RunStatus:
     """The content of `status.json`; a field is None where the file lacks it, all of them where there is no file."""
 
     phase: str | None = None
-    """training, completed, preempted, failed, or `failed to start`, which leaves the other fields as they were"""
+    """training, completed, failed, `failed to start`, which leaves the other fields as they were, or stopped: a signal
+    came, and the state is saved. Why it came (a time limit, a preemption, a person) Slurm alone knows."""
     reason: str | None = None
     """why the run has failed, in one line"""
     step: int | None = None
@@ -75,7 +78,10 @@ class RunStatus:
         """Take the known fields of a file's content; others, of another version, are ignored."""
         names = {item.name for item in fields(cls)} - {"job"}
         job = {name: data[name] for name in SLURM_FACTS if name in data}
-        return build_dataclass(cls, {name: data[name] for name in names & data.keys()} | {"job": job})
+        values = {name: data[name] for name in names & data.keys()} | {"job": job}
+        if values.get("phase") == _STOPPED_BEFORE:
+            values["phase"] = "stopped"
+        return build_dataclass(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content. A number that is not finite, which JSON has no word for, becomes null."""

@@ -230,7 +230,7 @@ class TrainingCoordinator:
         """Record how the training ended and return the exit code."""
         state = trainer.state
         if state.global_step < state.max_steps:  # _StopCallback has ended it, and saved this step
-            status.write(state, "preempted")
+            status.write(state, "stopped")
             return PREEMPTED_EXIT_CODE
         if self._config.training.save_final:
             trainer.publish()

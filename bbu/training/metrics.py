@@ -200,7 +200,7 @@ class StatusCallback(TrainerCallback):
     def write_stop_before_training(self, step: int, max_steps: int) -> None:
         """Write that a stop signal came before the first step of this start. Rank 0 alone writes."""
         if not dist.is_initialized() or dist.get_rank() == 0:
-            self._replace_status(phase="preempted", reason=None, step=step, max_steps=max_steps)
+            self._replace_status(phase="stopped", reason=None, step=step, max_steps=max_steps)
 
     def _replace_status(self, **changes: Any) -> None:
         """Change fields of the earlier start's status, where there is one that can be read."""
@@ -212,7 +212,7 @@ class StatusCallback(TrainerCallback):
         self._write(dataclasses.replace(before, seconds_left=None, **now, **changes))
 
     def write(self, state: TrainerState, phase: str, reason: str | None = None) -> None:
-        """Write status.json with the phase training, completed, preempted or failed. Rank 0 alone writes."""
+        """Write status.json with the phase training, completed, stopped or failed. Rank 0 alone writes."""
         if not state.is_world_process_zero:
             return
         self._written = time.monotonic()

@@ -19,7 +19,7 @@ from tests.jobs.runs import TRAINING, record_of_job, squeue_text
 
 
 def test_a_run_is_resumed_with_its_own_settings_unless_it_is_completed_or_busy(run: RunFolder, slurm_says: SlurmSays):
-    write_status(run, replace(TRAINING, phase="preempted"))
+    write_status(run, replace(TRAINING, phase="stopped"))
     slurm_says("squeue", squeue_text("7 FAILED NonZeroExitCode 75:0"))
     request, folder = training_to_resume(run)
     # the config that it began with, whatever the named file says by now

@@ -31,7 +31,7 @@ def test_before_its_first_step_a_run_is_what_its_job_is(run: RunFolder, slurm_sa
     [
         ("completed", "7 COMPLETED", "completed"),
         ("completed", "7 PREEMPTED", "completed"),
-        ("preempted", "7 PENDING BeginTime", "preempted, PENDING (BeginTime)"),
+        ("stopped", "7 PENDING BeginTime", "stopped, PENDING (BeginTime)"),
         ("failed", "7 FAILED NonZeroExitCode 6:0", "failed, FAILED, exit code 6"),
         ("training", "7 NODE_FAIL", "training, NODE_FAIL"),
         ("training", "7 CANCELLED", "training, CANCELLED"),

@@ -68,3 +68,8 @@ def test_a_reader_never_sees_half_a_status(run: RunFolder):
     while not done.is_set():
         assert set(read_status(run).phase or "") <= {"x"}
     writer.join()
+
+
+def test_a_stop_of_an_older_version_is_no_preemption(run: RunFolder):
+    run.status.write_text('{"phase": "preempted", "step": 3}')
+    assert (read_status(run).state, read_status(run).step) == ("stopped", 3)

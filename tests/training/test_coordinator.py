@@ -128,7 +128,7 @@ def test_a_signal_saves_the_step_and_the_same_command_resumes(
         log += process.stderr.read()
     assert process.returncode == 75 and "stop signal received" in log, log
     run = tmp_path / "output-smoke"
-    assert json.loads((run / "status.json").read_text())["phase"] == "preempted"
+    assert json.loads((run / "status.json").read_text())["phase"] == "stopped"
     assert len(list(run.glob("checkpoint-*"))) == 1
     done = entry("train", "save_steps=100")
     assert done.code == 0, done.err
