@@ -16,6 +16,7 @@ import yaml
 from bbu.config.arguments import add_config_arguments, add_log_arguments, config_from_arguments
 from bbu.config.flat import DirectConfig
 from bbu.config.paths import missing_paths
+from bbu.data.records import check_records
 from bbu.errors import exit_without_teardown, run_entry
 from bbu.jobs.task import state_max_requeues
 from bbu.logs import print_notice, rank_of, set_up_logging
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_arguments(parser)
     add_log_arguments(parser)
     parser.add_argument(
-        "--validate-only", action="store_true", help="check the config, and which paths are missing here"
+        "--validate-only", action="store_true", help="check the config, its records, and which paths are missing here"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     return parser
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{config.source}: valid, {len(config.as_flat())} keys")
         for line in missing_paths(config):  # no errors: the run may be meant for another machine
             print_notice("bbu.train", f"not on this machine ({os.uname().nodename}, in {os.getcwd()}): {line}")
+        check_records(config.data, validates=config.training.eval_strategy != "no")
         return 0
     return _train(config)
 

@@ -65,9 +65,9 @@ def read_shard(path: Path, fingerprint: str) -> dict[str, PhotoResult] | None:
         if facts["fingerprint"] != fingerprint or facts["photos"] != len(lines):
             return None
         results = [_parse_result(json.loads(line)) for line in lines]
+        return {result.files.name: result for result in results}
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError):
         return None
-    return {result.files.name: result for result in results}
 
 
 def read_results(config: DataConfig, fingerprint: str, path: Path) -> dict[str, PhotoResult]:

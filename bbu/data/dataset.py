@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +23,11 @@ from bbu.data.chat import Chat, ChatBuilder, Turn, check_placeholders, format_an
 from bbu.data.images import ImagePreparer, Pixels, load_image, read_size
 from bbu.data.packing import SampleCost
 from bbu.data.prompts import Prompt, get_prompt
+from bbu.data.records import read_pool, read_split
 from bbu.data.types import Sample
 from bbu.errors import DataError
 from bbu.resize import ResizePlan
-from bbu.schema import BBUObject, Record, Role, View, read_distinct_records, read_numbered_records
+from bbu.schema import BBUObject, Record, Role, View
 
 logger = logging.getLogger(__name__)
 
@@ -267,7 +266,7 @@ def load_dataset(
     style = config.train_prompt if train else config.eval_prompt
     builder = SampleBuilder(config, tokenizer, processor, get_prompt(config.language, style))
     ratio = config.teacher_ratio if train else config.eval_teacher_ratio
-    records = _read_split(config, train)
+    records = _named_records(config, train)
     pool = read_pool(config) if ratio > 0 and config.num_teacher_samples > 0 else []
     return BBUDataset(
         _fitting_records(records, builder, max_length, config.long_sample_policy),
@@ -280,44 +279,11 @@ def load_dataset(
     )
 
 
-def _read_split(config: DataConfig, train: bool) -> list[tuple[str, Record]]:
+def _named_records(config: DataConfig, train: bool) -> list[tuple[str, Record]]:
     """Read the records of a split, each with the name that messages call it by."""
-    root = Path(config.data_root)
-    path = root / (config.train_file if train else config.val_file)
-    limit = config.max_examples if train else config.max_eval_examples
-    # A photo listed twice is trained on twice, which somebody may want; scores over it would count it twice.
-    numbered = read_numbered_records(path) if train else read_distinct_records(path, root)
-    records = list(islice(numbered, limit if limit >= 0 else None))
-    if not records:
-        advice = "raise max_examples" if train else "raise max_eval_examples, or set eval_strategy to no"
-        raise DataError(f"{path}: no record to {'train' if train else 'validate'} on; convert again or {advice}")
-    _check_images(root, path, records)
-    return [(f"{path.name}[{i}] {r.student.images[0]}", r) for i, (_, r) in enumerate(records)]
-
-
-def read_pool(config: DataConfig) -> list[View]:
-    """Read the pool of teachers. Raises DataError for a damaged record and for a missing photo."""
-    root = Path(config.data_root)
-    path = root / config.teacher_file
-    records = list(read_numbered_records(path))
-    _check_images(root, path, records)
-    return [record.student for _, record in records]
-
-
-def _check_images(root: Path, path: Path, records: Sequence[tuple[int, Record]]) -> None:
-    """Refuse missing images at start-up, where they would otherwise end the run hours later.
-
-    Damaged images are not noticed here: to decode all of them would take too long.
-    """
-    views = [(n, view) for n, record in records for view in (record.student, *(record.teachers or ()))]
-    images = [(number, image) for number, view in views for image in view.images]
-    # os.path, because Path.is_file() raises OSError for a name that is too long.
-    missing = [f"{image} (line {number})" for number, image in images if not os.path.isfile(root / image)]
-    if missing:
-        raise DataError(
-            f"{path}: {len(missing)} images are missing, for example {', '.join(missing[:3])}; convert again or "
-            "correct data_root"
-        )
+    name = Path(config.train_file if train else config.val_file).name
+    records = [record for _, record in read_split(config, train)]
+    return [(f"{name}[{i}] {record.student.images[0]}", record) for i, record in enumerate(records)]
 
 
 def _fitting_records(

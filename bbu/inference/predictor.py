@@ -21,8 +21,9 @@ from bbu.boxes import scale_box, to_corners
 from bbu.config.domains import DataConfig, DetectionConfig, ModelConfig
 from bbu.config.read import load_recorded_config
 from bbu.data.collators import Batch, StandardDataCollator
-from bbu.data.dataset import SampleBuilder, read_pool
+from bbu.data.dataset import SampleBuilder
 from bbu.data.prompts import get_prompt
+from bbu.data.records import read_pool
 from bbu.data.types import Sample
 from bbu.errors import CheckpointError, ModelError
 from bbu.inference.merge import merge_objects
