@@ -5,6 +5,7 @@ The types of the dataclasses say what is valid, see `bbu.config.kinds`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -37,15 +38,17 @@ def resolve_config_path(name_or_path: str, folder: Path = CONFIG_DIR, what: str 
     given, named = Path(name_or_path), folder / f"{name_or_path.removesuffix('.yaml')}.yaml"
     is_bare_name = given.name == name_or_path and given.suffix not in (".yaml", ".yml")
     for path in (named, given) if is_bare_name else (given, named):
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file() raises OSError for a name that is too long
             return path
-    if given.exists() and not is_bare_name:
+    if os.path.exists(given) and not is_bare_name:
         raise ConfigError(f"{name_or_path} is {'a folder' if given.is_dir() else 'no regular file'}; name a {what}")
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if not names:
         raise ConfigError(f"no {what} {name_or_path!r}, and {folder} has none at all; is this checkout complete?")
     near = nearest_valid(given.stem, names)
-    raise ConfigError(f"no {what} {name_or_path!r}: neither a file in {Path.cwd()} nor one of {', '.join(names)}{near}")
+    raise ConfigError(
+        f"no {what} {short_repr(name_or_path)}: neither a file in {Path.cwd()} nor one of {', '.join(names)}{near}"
+    )
 
 
 def load_config(name_or_path: str, *, overrides: Sequence[str] = (), use_new: bool = False) -> DirectConfig:
