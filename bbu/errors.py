@@ -241,16 +241,26 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The function of this project that met an error: `write_atomic in bbu/run/files.py`."""
-    code, trace = None, error.__traceback__
+    """The function of this project that met an error, with a path that it handles: `t.md (write in bbu/files.py)`."""
+    frame, trace = None, error.__traceback__
     while trace is not None:
-        frame = trace.tb_frame.f_code
-        if os.sep + "bbu" + os.sep in frame.co_filename and frame.co_filename != __file__:
-            code = frame
+        name = trace.tb_frame.f_code.co_filename
+        if os.sep + "bbu" + os.sep in name and name != __file__:
+            frame = trace.tb_frame
         trace = trace.tb_next
-    if code is None:
+    if frame is None:
         return "a file or connection"
-    return f"{code.co_name} in {code.co_filename[code.co_filename.rindex(os.sep + 'bbu' + os.sep) + 1 :]}"
+    name = frame.f_code.co_filename
+    function = f"{frame.f_code.co_name} in {name[name.rindex(os.sep + 'bbu' + os.sep) + 1 :]}"
+    paths = [value for value in map(_path_of, frame.f_locals.values()) if value]
+    return f"{paths[0]} ({function})" if paths else function
+
+
+def _path_of(value: object) -> str | None:
+    if isinstance(value, io.IOBase):
+        value = getattr(value, "name", None)
+        return value if isinstance(value, str) else None
+    return os.fsdecode(value) if isinstance(value, os.PathLike) else None
 
 
 def _describe_import_error(error: ImportError) -> str:

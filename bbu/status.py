@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -13,9 +14,11 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bbu.config.arguments import add_json_argument
-from bbu.errors import CheckpointError, run_entry
+from bbu.errors import CheckpointError, error_lines, run_entry
+from bbu.jobs.records import read_records
 from bbu.jobs.run_status import view_runs
 from bbu.jobs.status_report import comparison_rows, status_details, status_dict, status_row
+from bbu.logs import print_notice
 from bbu.run.files import write_atomic
 from bbu.run.folder import RunFolder
 
@@ -73,10 +76,21 @@ def _runs(names: Sequence[str]) -> list[RunFolder]:
     """The named runs, else all of the current folder. Raises CheckpointError where there are none."""
     if names:
         return [RunFolder.existing(name) for name in names]
-    runs = RunFolder.all_in(Path())
+    runs = [run for run in RunFolder.all_in(Path()) if _can_be_read(run)]
     if not runs:
         raise CheckpointError("no output-* run folder here; name one, or go to the folder you submitted from")
     return runs
+
+
+def _can_be_read(run: RunFolder) -> bool:
+    """Whether a run's records can be read; says why not: one run must not hide all others."""
+    try:
+        read_records(run)
+        run.config.is_file()
+        return os.access(run.root, os.R_OK)
+    except (CheckpointError, OSError) as error:
+        print_notice("bbu.status", f"left out: {' '.join(error_lines(error) or [])}")
+        return False
 
 
 if __name__ == "__main__":

@@ -91,14 +91,15 @@ def test_the_exit_code_of_argparse_passes_through(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "error: no such run\n"
 
 
-def test_an_error_without_a_file_name_names_the_function_that_met_it(tmp_path: Path):
+def test_an_error_without_a_file_name_names_the_path_and_the_function_that_met_it(tmp_path: Path):
     from bbu.run.files import sync_folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: raising(OSError(errno.ENOSPC, "No space left on device"))())
         patch.setattr(sys, "stderr", io.StringIO())
         assert end_of(lambda: sync_folder(tmp_path)) == 1
-        assert "error: sync_folder in bbu/run/files.py: no space left on device" in sys.stderr.getvalue()
+        place = f"{tmp_path} (sync_folder in bbu/run/files.py)"
+        assert f"error: {place}: no space left on device" in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize("arguments", ["status --help", "submit --help", "train --config smoke --print-config"])

@@ -73,9 +73,9 @@ class RunFolder:
 
     @classmethod
     def all_in(cls, folder: Path) -> list[RunFolder]:
-        """The run folders in a folder, by name."""
-        runs = (cls(path.resolve()) for path in sorted(folder.glob("output-*")))
-        return [run for run in runs if run.is_run]
+        """The run folders in a folder, by name; those that may not be entered too."""
+        runs = (cls(path.resolve()) for path in sorted(folder.glob("output-*")) if path.is_dir())
+        return [run for run in runs if not os.access(run.root, os.X_OK) or run.is_run]
 
     @property
     def is_run(self) -> bool:

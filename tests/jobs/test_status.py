@@ -102,3 +102,16 @@ def test_the_name_in_the_table_is_accepted(run: RunFolder, slurm_says: SlurmSays
     slurm_says("squeue", "")
     assert main(["a"]) == 0
     assert str(run.root) in capsys.readouterr().out
+
+
+def test_a_run_with_damaged_records_does_not_hide_the_others(
+    run: RunFolder, slurm_says: SlurmSays, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    slurm_says("squeue", "")
+    damaged = RunFolder(tmp_path / "output-damaged").create()
+    damaged.jobs.write_text("{\n")
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert str(run.root) in out and err.startswith(f"bbu.status: left out: {damaged.jobs}: damaged")
+    with pytest.raises(CheckpointError, match="damaged"):
+        main(["damaged"])
