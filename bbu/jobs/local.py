@@ -86,14 +86,18 @@ class _LocalRun:
     """A running local job: shows rank 0's output, and stops all ranks when one of them fails."""
 
     def __init__(self, job: Any) -> None:
-        self.job, self.shown_bytes = job, 0
+        self.job, self.shown_bytes, self.is_shown = job, 0, True
         self.ranks = [job.task(rank) for rank in range(job.num_tasks)]
 
     def wait(self) -> int:
-        """Return the exit code of the rank that failed first, or 0. Ctrl-C stops the job and is then raised again."""
+        """Return the exit code of the rank that failed first, or 0.
+
+        Ctrl-C, or an output that nobody reads any more, stops the job and is then raised again.
+        """
         try:
             first_bad = self._follow()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError) as error:
+            self.is_shown = isinstance(error, KeyboardInterrupt)
             self._follow(stopping=True)
             raise
         return first_bad or next(filter(None, (self._exit_code(rank) for rank in self.ranks)), 0)
@@ -136,7 +140,7 @@ class _LocalRun:
     def _show_output(self) -> None:
         """Print what rank 0 has printed since the last call, without submitit's own lines."""
         path = self.ranks[0].paths.stdout
-        if not path.exists():
+        if not self.is_shown or not path.exists():
             return
         with path.open("rb") as file:
             file.seek(self.shown_bytes)

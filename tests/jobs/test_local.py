@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import signal
 import threading
@@ -87,6 +88,22 @@ def test_ctrl_c_lets_the_job_save_before_it_is_raised(profile: ClusterProfile, t
     interrupt.join()
     signal.signal(signal.SIGINT, before)
     assert (tmp_path / "saved").exists()
+
+
+def test_a_reader_that_leaves_lets_the_job_stop_as_ctrl_c_does(
+    profile: ClusterProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class ClosedPipe(io.StringIO):
+        def write(self, text: str) -> int:
+            if text:
+                raise BrokenPipeError
+            return 0
+
+    monkeypatch.setattr("sys.stdout", ClosedPipe())
+    with pytest.raises(BrokenPipeError):
+        run(profile, job(("wait_for_stop.py",)))
+    [log] = tmp_path.glob("jobs/*/*.out")
+    assert "caught SIGTERM" in log.read_text()
 
 
 def interrupt_when_there(file: Path) -> None:
