@@ -203,7 +203,7 @@ def _refuse_if_held(run: RunFolder, path: Path, owner: Owner, timeout_s: float) 
         return
     raise CheckpointError(
         f"{run.root}: in use by job {holder.job_id} (restart {holder.restart_count}, process {holder.pid} on "
-        f"{holder.place.split()[0]}, last heartbeat {age:.0f} s ago); stop it or use another run_name"
+        f"{holder.place.partition(' ')[0]}, last heartbeat {age:.0f} s ago); stop it or use another run_name"
     )
 
 
