@@ -1,6 +1,8 @@
-"""`python -m bbu.infer IMAGES… --checkpoint DIR`: detect and describe the parts in photos.
+"""`python -m bbu.infer PHOTOS… --checkpoint DIR`: detect and describe the parts in photos.
 
-Prints one JSON line for each photo and writes a copy of it with boxes and labels drawn in.
+Prints one JSON line for each photo as soon as its result is there, and writes a copy of it with boxes and labels drawn
+in. How it went is said in one line on stderr. A photo that cannot be read has its error in its line, the others go on,
+and the exit code is 3.
 """
 
 from __future__ import annotations
@@ -8,21 +10,25 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 from bbu.config.arguments import add_checkpoint_argument, add_override_argument, add_prediction_arguments
 from bbu.errors import DataError, run_entry
-from bbu.schema import Box
+from bbu.inference.photos import find_photos
+from bbu.logs import print_notice
+
+_PROGRAM = "bbu.infer"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bbu.infer", description=__doc__)
     add = parser.add_argument
-    add("images", nargs="+", type=Path, metavar="IMAGE", help="photos")
+    text = "photos, folders (all photos in them and in their subfolders) or patterns in quotes ('site-*/*.jpg')"
+    add("photos", nargs="+", metavar="PHOTO", help=text)
     add_checkpoint_argument(parser, required=True)
     add("--prompt", help="instead of the instruction the run was trained with")
-    add_prediction_arguments(parser, source="answer", source_text="answer")
+    add_prediction_arguments(parser, source=None, source_text="the head where the checkpoint has one, else the answer")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the pictures (predictions)")
     add_override_argument(parser)
     return parser
@@ -30,44 +36,43 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    if missing := [str(path) for path in arguments.images if not path.is_file()]:
-        raise DataError(f"no such photo: {', '.join(missing)}; check the names")
-    names = _picture_names(arguments.images)
-    from bbu.data.images import load_image
-    from bbu.inference import Qwen25VLInference
-    from bbu.inference.drawing import draw_detections
+    files = find_photos(arguments.photos, leave_out=arguments.out)
+    if not any(path.exists() for path in files.paths):
+        raise DataError(f"no such photo: {', '.join(map(str, files.paths[:5]))}; check the names")
+    if files.skipped:
+        print_notice(_PROGRAM, f"left out {files.describe_skipped()}")
+    from bbu.inference.predictor import Qwen25VLInference, describe_source
+    from bbu.inference.progress import photo_progress
+    from bbu.inference.results import Tally
 
-    images = [load_image(path, "bbu.infer") for path in arguments.images]
     predictor = Qwen25VLInference(
         arguments.checkpoint, overrides=arguments.overrides, num_teacher_samples=arguments.teachers
     )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    results = predictor.predict(images, arguments.prompt, source=arguments.source)
-    for path, name, image, detections in zip(arguments.images, names, images, results, strict=True):
-        boxes = predictor.boxes_in_image(image, detections)
-        captions = [item.desc for item in detections.objects]
-        draw_detections(image, boxes, captions).save(arguments.out / name)
-        print(json.dumps(_json_line(path, image.size, boxes, captions, detections.scores), ensure_ascii=False))
-    return 0
+    if arguments.source is None:
+        print_notice(_PROGRAM, describe_source(predictor))
+    names, tally = _picture_names(files.paths), Tally()
+    results = predictor.stream_results(files.paths, arguments.prompt, source=arguments.source)
+    with photo_progress(_PROGRAM, predictor.config.infrastructure.progress, len(names)) as progress:
+        for name, result in zip(names, results, strict=True):
+            print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
+            if result.error:
+                print_notice(_PROGRAM, result.error)
+            else:
+                result.save(arguments.out / name)
+            tally.add(result)
+            progress.update()
+    print_notice(_PROGRAM, f"{tally}; pictures in {arguments.out}")
+    return DataError.exit_code if tally.failed else 0
 
 
-def _json_line(
-    path: Path, size: tuple[int, int], boxes: Sequence[Box], captions: Sequence[str], scores: Sequence[float]
-) -> dict[str, Any]:
-    """Describe one photo as a view in its own pixels, with a score beside each object."""
-    objects = [
-        {"bbox_2d": [round(c, 1) for c in box], "desc": caption, "score": round(score, 4)}
-        for box, caption, score in zip(boxes, captions, scores, strict=True)
-    ]
-    return {"images": [str(path)], "objects": objects, "width": size[0], "height": size[1]}
-
-
-def _picture_names(images: list[Path]) -> list[str]:
-    """Name the files of the drawn pictures; DataError where two photos would share one."""
-    names = [f"{path.stem}.png" for path in images]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise DataError(f"several photos are called {Path(min(twice)).stem}; rename them, or run them one by one")
-    return names
+def _picture_names(paths: Sequence[Path]) -> list[str]:
+    """Name the files of the drawn pictures: as the photos, with more of the name where two would share one."""
+    names: dict[str, None] = {}
+    for path in paths:
+        numbered = (f"{path.name}-{number}.png" for number in count(2))
+        candidates = chain((f"{path.stem}.png", f"{path.name}.png"), numbered)
+        names[next(name for name in candidates if name not in names)] = None
+    return list(names)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import torch
 from PIL import ExifTags, Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -39,7 +40,37 @@ def load_image(path: Path, name: str) -> Image.Image:
         DataError: the file is missing or damaged.
     """
     with _opened_image(path, name) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Decode an image of any mode, turn it upright as its EXIF says, and convert it to 8-bit RGB.
+
+    Transparent parts become white. Of 16 bits the upper 8 are taken.
+
+    Raises:
+        DataError: the pixels are floating-point numbers, or whole numbers beyond 16 bits.
+        Exception: whatever Pillow raises for damaged files.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise DataError("the pixels are floating-point numbers, whose range is unknown; convert them to 8 bits")
+    if image.mode.startswith("I"):
+        return _upper_8_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        photo = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upper_8_bits(image: Image.Image) -> Image.Image:
+    """Convert an image of mode I;16 (any byte order) or I to grey; 32-bit pixels up to 255 stay as they are."""
+    pixels = numpy.asarray(image)
+    low, high = int(pixels.min(initial=0)), int(pixels.max(initial=0))
+    if low < 0 or high > 65535:
+        raise DataError(f"the pixels range from {low} to {high}; convert them to 8 bits")
+    eight_bits = image.mode == "I" and high <= 255
+    return Image.fromarray((pixels if eight_bits else pixels >> 8).astype(numpy.uint8))
 
 
 def read_size(path: Path, name: str) -> tuple[int, int]:
@@ -53,7 +84,8 @@ def read_size(path: Path, name: str) -> tuple[int, int]:
         DataError: the file is missing or damaged.
     """
     with _opened_image(path, name) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED_A_QUARTER
+        # Pillow states the upright size of a TIFF by itself.
+        turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED_A_QUARTER
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
@@ -64,9 +96,19 @@ def _opened_image(path: Path, name: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    # All that Pillow raises for damaged files; its PNG reader raises SyntaxError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: cannot decode {path} ({error}); replace the file and convert again") from error
+    except Exception as error:
+        raise DataError(
+            f"{name}: cannot decode {path} ({describe_damage(error)}); replace the file and convert again"
+        ) from error
+
+
+def describe_damage(error: Exception) -> str:
+    """Say in one line what decoding an image raised.
+
+    Pillow raises exceptions of many types for damaged files: OSError, SyntaxError, ValueError, struct.error and more.
+    """
+    text = " ".join(str(error).split())
+    return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"
 
 
 class ImagePreparer:

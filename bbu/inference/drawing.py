@@ -20,6 +20,8 @@ _MIN_SIDE = 768
 """Pixels of the longer side below which a photo is drawn enlarged: a label would cover a thumbnail's objects."""
 _MIN_FONT_SIZE = 12
 """Pixels; Chinese characters are hard to read below."""
+_MAX_LABEL = 80
+"""Characters of a label that is drawn."""
 
 
 def draw_detections(image: Image.Image, boxes: Sequence[Box], labels: Sequence[str]) -> Image.Image:
@@ -34,12 +36,19 @@ def draw_detections(image: Image.Image, boxes: Sequence[Box], labels: Sequence[s
     copy = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
     draw, font = ImageDraw.Draw(copy), _load_font(max(_MIN_FONT_SIZE, max(copy.size) // 64))
     line = max(2, max(copy.size) // 400)
+    labels = [_one_line(label) for label in labels]
     for box, label in zip(boxes, labels, strict=True):
         scaled = tuple(c * scale for c in box)
         draw.rectangle(scaled, outline=_label_colour(label), width=line)
     for box, label in zip(boxes, labels, strict=True):  # after all outlines, so that none crosses a label
         _write_label(draw, font, label, (box[0] * scale, box[1] * scale), copy.size)
     return copy
+
+
+def _one_line(label: str) -> str:
+    """Replace what no font draws, such as line breaks, and shorten what no photo has room for."""
+    text = "".join(character if character.isprintable() else " " for character in label)
+    return text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…"
 
 
 def _load_font(size: int) -> ImageFont.FreeTypeFont:

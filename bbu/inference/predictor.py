@@ -1,18 +1,21 @@
 """Photos in, described boxes out: the one place that joins model, prompt and parser for inference.
 
 There are two sources of objects: the answer that the language model writes, and the detection head. They can be
-queried one by one or together (`both`).
+queried one by one or together (`both`). Photos are decoded when their batch is due and dropped once they are cut into
+patches, so the memory does not grow with their number.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy
 import torch
 from PIL import Image
 from transformers import LogitsProcessorList
@@ -22,22 +25,27 @@ from bbu.config.domains import DataConfig, DetectionConfig, ModelConfig
 from bbu.config.read import load_recorded_config
 from bbu.data.collators import Batch, StandardDataCollator
 from bbu.data.dataset import SampleBuilder
+from bbu.data.images import upright_rgb
 from bbu.data.prompts import get_prompt
 from bbu.data.records import read_pool
 from bbu.data.types import Sample
-from bbu.errors import CheckpointError, ModelError
+from bbu.errors import CheckpointError, DataError, ModelError
 from bbu.inference.merge import merge_objects
 from bbu.inference.parse import parse_answer
+from bbu.inference.photos import Photo, PhotoInput, iterate_photos
+from bbu.inference.results import FAILED, DetectionLists, PhotoResult, Tally
 from bbu.inference.scores import SCORE_SOURCE, ChosenLogProbabilities, object_scores
+from bbu.logs import print_notice
+from bbu.models.attention import VARLEN, check_attention_is_available
 from bbu.models.detection_head import DetectionOutput
-from bbu.models.qwen import DetectionQuery, load_image_processor, load_model, load_tokenizer, pad_token_id
+from bbu.models.qwen import MODEL_INPUTS, DetectionQuery, load_image_processor, load_model, load_tokenizer, pad_token_id
 from bbu.models.torch_settings import prepare_torch
-from bbu.resize import smart_resize
-from bbu.run.folder import RUN_CONFIG
-from bbu.schema import SOURCES, BBUObject, Box, Source, View
+from bbu.resize import ResizePlan, smart_resize
+from bbu.run.checkpoints import MANIFEST, verify_model
+from bbu.run.folder import RUN_CONFIG, checkpoint_name, checkpoint_steps
+from bbu.schema import SOURCES, BBUObject, Source, View
 
-MODEL_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
-"""The keys of a padded batch that the model takes."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,9 @@ class Detections:
         pairs = [(item, score) for item, score in zip(self.objects, self.scores, strict=True) if score >= min_score]
         objects, scores = tuple(item for item, _ in pairs), tuple(score for _, score in pairs)
         return dataclasses.replace(self, objects=objects, scores=scores)
+
+
+_Query = Callable[[Sequence[Sample]], list[Detections]]
 
 
 class Predictor:
@@ -91,6 +102,8 @@ class Predictor:
         if bf16 and device != "cpu":
             model = dataclasses.replace(model, torch_dtype="bfloat16")
         self._config, self._detection = model, detection
+        if model.vision_attn_implementation == VARLEN:
+            check_attention_is_available({"vision_attn_implementation": VARLEN})
         # Any, because transformers' decorators hide the types of generate() and to().
         self._model: Any = load_model(folder, model, for_training=False)
         self._model.eval().to(device)
@@ -99,12 +112,18 @@ class Predictor:
         self._builder = SampleBuilder(data, self._tokenizer, load_image_processor(folder), prompt)
         self._limits = (data.min_pixels, data.max_pixels)
         self._collate = StandardDataCollator(pad_token_id(self._tokenizer, folder), side="left")
-        self._teachers: list[View] = read_pool(data)[:num_teachers] if num_teachers else []
+        self._teachers = _read_teachers(data, num_teachers)
+        self._has_stated_source = False
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """The sources that this model has: without a detection head, the answer alone."""
         return SOURCES if self._model.detection_head is not None else SOURCES[:1]
+
+    @property
+    def default_source(self) -> Source:
+        """What is queried where no source is named: the head where there is one, else the answer."""
+        return "head" if "head" in self.sources else "answer"
 
     def predict(
         self,
@@ -114,59 +133,147 @@ class Predictor:
         source: Source = "answer",
         min_score: float | None = None,
     ) -> list[Detections]:
-        """Detect the objects in each photo, `generation_batch_size` photos at a time.
+        """Detect the objects in images in memory, `generation_batch_size` of them at a time.
 
         Args:
-            images: RGB photos.
+            images: they are turned upright as their EXIF says.
             prompt: the instruction; None takes the config's.
             source: which part of the model to query.
             min_score: objects of the head with a lower score are left out; None takes detection_score_threshold.
 
         Raises:
             ModelError: the detection head is queried, but the model has none.
+            DataError: an image cannot be used, or the prompt is empty.
         """
-        if source not in self.sources:
-            raise ModelError(f"{self._model.name_or_path}: no detection head; use source answer")
-        min_score = self._detection.detection_score_threshold if min_score is None else min_score
-        query = {
-            "answer": self._query_answer,
-            "head": partial(self._query_head, min_score=min_score),
-            "both": partial(self._query_both, min_score=min_score),
-        }[source]
-        detections: list[Detections] = []
-        for start in range(0, len(images), self._config.generation_batch_size):
-            group = images[start : start + self._config.generation_batch_size]
-            samples = [
-                self._builder.build_question(f"image {start + i}", [im], prompt, self._teachers)
-                for i, im in enumerate(group)
-            ]
-            detections += query(samples, self._to_device(self._collate(samples)))
-        return detections
+        query = self._query(source, prompt, min_score)
+        named = ((f"image {number}", image) for number, image in enumerate(images))
+        samples = (self._question(name, upright_rgb(image), prompt) for name, image in named)
+        return [item for batch in self._batches(samples) for item in query(batch)]
 
-    def predict_detection(
-        self, images: Sequence[Image.Image], prompt: str | None = None, *, source: Source = "answer"
-    ) -> tuple[list[list[Box]], list[list[str]]]:
-        """Detect objects and return boxes and captions, a list of each for every image.
+    def stream_results(
+        self,
+        images: PhotoInput | Iterable[PhotoInput],
+        prompt: str | None = None,
+        *,
+        source: Source | None = None,
+        min_score: float | None = None,
+    ) -> Iterator[PhotoResult]:
+        """Detect objects photo by photo, and yield each batch's results as soon as they are there.
+
+        A photo that cannot be read gives a result with the status `failed`, and the others go on.
 
         Args:
-            images: RGB photos.
+            images: one photo or any number of them, such as a folder or a generator (`photos.PhotoInput`).
             prompt: the instruction; None takes the config's.
-            source: which part of the model to query.
+            source: which part of the model to query; None takes the head where there is one, else the answer.
+            min_score: objects of the head with a lower score are left out; None takes detection_score_threshold.
 
-        Returns:
-            The boxes, (x1, y1, x2, y2) in pixels of the image given, and the captions in the same order.
+        Yields:
+            One result for each photo, in their order.
 
         Raises:
             ModelError: the detection head is queried, but the model has none.
+            DataError: something is no photo by its type, a folder or pattern has none, or the prompt is empty.
         """
-        detections = self.predict(images, prompt, source=source)
-        boxes = [self.boxes_in_image(image, one) for image, one in zip(images, detections, strict=True)]
-        return boxes, [[item.desc for item in one.objects] for one in detections]
+        source = source or self.default_source
+        query = self._query(source, prompt, min_score)
+        return self._stream(iterate_photos(images), query, source, prompt)
 
-    def boxes_in_image(self, image: Image.Image, detections: Detections) -> list[Box]:
-        """Return the boxes in pixels of the given image instead of the image as the model sees it."""
-        plan = smart_resize(*image.size, *self._limits)
-        return [plan.to_source(item.bbox_2d) for item in detections.objects]
+    def predict_detection(
+        self,
+        images: PhotoInput | Iterable[PhotoInput],
+        prompt: str | None = None,
+        *,
+        source: Source | None = None,
+    ) -> DetectionLists:
+        """Detect objects and return the pair (boxes, captions), a list of each for every photo, also for a single one.
+
+        `boxes[i]` and `captions[i]` belong to photo i, in the order given; a folder or pattern stands for its photos,
+        sorted. The pair also has `results`, which know scores, source and status, and draw themselves. How it went is
+        said in one line on stderr where not all went well, and at the first call which source is queried.
+
+        Args:
+            images: as for `stream_results`.
+            prompt: the instruction; None takes the config's.
+            source: which part of the model to query; None takes the head where there is one, else the answer.
+
+        Returns:
+            The boxes, (x1, y1, x2, y2) in pixels of the upright photo, and the captions in the same order. Both lists
+            of a photo that cannot be read are empty, and its result has the status `failed` and an error.
+
+        Raises:
+            ModelError: the detection head is queried, but the model has none.
+            DataError: something is no photo, or no photo can be read.
+        """
+        if source is None:
+            self._state_default_source()
+        # The caller of a generator does not keep its images, so the results must not either.
+        is_kept = isinstance(images, Sequence | Image.Image | numpy.ndarray)
+        results = [
+            item if is_kept or item.photo is None or item.photo.is_file else dataclasses.replace(item, photo=None)
+            for item in self.stream_results(images, prompt, source=source)
+        ]
+        tally = Tally(results)
+        if results and tally.failed == len(results):
+            others = f" (and {len(results) - 1} other photos)" if len(results) > 1 else ""
+            raise DataError(f"{results[0].error}{others}")
+        for error in (item.error for item in results if item.error):
+            print_notice("bbu.inference", error)
+        if not tally.is_all_well:
+            print_notice("bbu.inference", str(tally))
+        return DetectionLists(results)
+
+    def _stream(
+        self, photos: Iterator[Photo], query: _Query, source: Source, prompt: str | None
+    ) -> Iterator[PhotoResult]:
+        for group in self._batches(photos):
+            prepared = [self._prepare(photo, prompt) for photo in group]
+            samples = [item.sample for item in prepared if isinstance(item, _Prepared)]
+            detections = iter(query(samples) if samples else ())
+            for photo, item in zip(group, prepared, strict=True):
+                if isinstance(item, _Prepared):
+                    yield _result_of(photo, item.plan, source, next(detections))
+                else:
+                    yield PhotoResult(photo.name, source, FAILED, error=str(item), photo=photo)
+
+    def _prepare(self, photo: Photo, prompt: str | None) -> _Prepared | DataError:
+        """Decode a photo and cut it into patches, or say why that is not possible."""
+        try:
+            image = photo.load()
+            return _Prepared(self._question(photo.name, image, prompt), smart_resize(*image.size, *self._limits))
+        except DataError as error:
+            return error
+
+    def _question(self, name: str, image: Image.Image, prompt: str | None) -> Sample:
+        return self._builder.build_question(name, [image], prompt, self._teachers)
+
+    def _batches(self, items: Iterable[_T]) -> Iterator[list[_T]]:
+        """Take `generation_batch_size` items at a time, and none before they are needed."""
+        iterator = iter(items)
+        while batch := list(islice(iterator, self._config.generation_batch_size)):
+            yield batch
+
+    def _query(self, source: Source, prompt: str | None, min_score: float | None) -> _Query:
+        """The function that queries a source on a batch of samples. Raises ModelError, and DataError for the prompt."""
+        if source not in self.sources:
+            advice = "use source answer" if source in SOURCES else f"use one of {', '.join(self.sources)}"
+            problem = "no detection head" if source in SOURCES else f"no source {source!r}"
+            raise ModelError(f"{self._model.name_or_path}: {problem}; {advice}")
+        if prompt is not None and not prompt.strip():
+            raise DataError("the prompt is empty; leave it out to take the config's")
+        threshold = self._detection.detection_score_threshold if min_score is None else min_score
+        query = {
+            "answer": self._query_answer,
+            "head": partial(self._query_head, min_score=threshold),
+            "both": partial(self._query_both, min_score=threshold),
+        }[source]
+        return lambda samples: query(samples, self._to_device(self._collate(samples)))
+
+    def _state_default_source(self) -> None:
+        """Say once which source is queried, since the checkpoint decides it."""
+        if not self._has_stated_source:
+            self._has_stated_source = True
+            print_notice("bbu.inference", describe_source(self))
 
     def _to_device(self, batch: Batch) -> dict[str, Any]:
         moved: dict[str, Any] = {
@@ -179,7 +286,7 @@ class Predictor:
     def _query_answer(self, samples: Sequence[Sample], batch: dict[str, Any]) -> list[Detections]:
         recorder = ChosenLogProbabilities()
         output = self._model.generate(
-            **{key: batch[key] for key in MODEL_KEYS},
+            **{key: batch[key] for key in MODEL_INPUTS if key in batch},
             do_sample=False,
             use_cache=True,
             max_new_tokens=self._config.generation_max_new_tokens,
@@ -251,6 +358,49 @@ class Predictor:
         return end
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A photo as the model takes it."""
+
+    sample: Sample
+    """The question about it."""
+    plan: ResizePlan
+    """How it was resized."""
+
+
+def _result_of(photo: Photo, plan: ResizePlan, source: Source, detections: Detections) -> PhotoResult:
+    """Carry the detections in one photo back to its own pixels."""
+    return PhotoResult(
+        name=photo.name,
+        source=source,
+        status=detections.status,
+        objects=tuple(BBUObject(plan.to_source(item.bbox_2d), item.desc) for item in detections.objects),
+        scores=detections.scores,
+        score_source=detections.score_source,
+        width=plan.source_width,
+        height=plan.source_height,
+        rejected=detections.rejected,
+        photo=photo,
+    )
+
+
+def _read_teachers(data: DataConfig, count: int) -> list[View]:
+    """The first worked examples of the pool; DataError where it has fewer than requested."""
+    if count == 0:
+        return []
+    pool = read_pool(data)
+    if not 0 < count <= len(pool):
+        raise DataError(f"{data.teacher_file}: {count} worked examples requested, the pool has {len(pool)}")
+    return pool[:count]
+
+
+def describe_source(predictor: Predictor) -> str:
+    """Say which source is queried where none is named, and how to choose another."""
+    if predictor.default_source == "head":
+        return "objects come from the detection head (source answer or both: from the language model)"
+    return "objects come from the language model's answer; this checkpoint has no detection head"
+
+
 def merge_detections(answer: Detections, head: Detections) -> Detections:
     """Merge two sources: the answer's objects, confirmed where the head detected them too, and the head's others."""
     objects, scores = merge_objects((answer.objects, answer.scores), (head.objects, head.scores))
@@ -267,7 +417,7 @@ class Qwen25VLInference(Predictor):
         num_teacher_samples: worked examples before each photo.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint.
+        CheckpointError: the folder is not a checkpoint, or it is damaged.
         ModelError, ConfigError: its model or its config cannot be loaded.
     """
 
@@ -279,13 +429,11 @@ class Qwen25VLInference(Predictor):
         device: str | None = None,
         num_teacher_samples: int = 0,
     ) -> None:
-        path = Path(checkpoint_dir) / RUN_CONFIG
-        if not path.is_file():
-            raise CheckpointError(f"{checkpoint_dir}: no {RUN_CONFIG}; name a checkpoint-{{step}} folder of a run")
-        config = self.config = load_recorded_config(path, overrides)
+        folder = _checked_checkpoint(Path(checkpoint_dir).expanduser())
+        config = self.config = load_recorded_config(folder / RUN_CONFIG, overrides)
         prepare_torch(config.model, config.infrastructure)
         super().__init__(
-            checkpoint_dir,
+            folder,
             config.model,
             config.data,
             config.detection,
@@ -293,6 +441,19 @@ class Qwen25VLInference(Predictor):
             bf16=config.training.bf16,
             num_teachers=num_teacher_samples,
         )
+
+
+def _checked_checkpoint(folder: Path) -> Path:
+    """Return the folder once its files have passed its manifest; one without a manifest is a plain model folder."""
+    if not (folder / RUN_CONFIG).is_file():
+        steps = checkpoint_steps(folder)
+        advice = f"name {checkpoint_name(steps[-1])} in it" if steps else "name a checkpoint-{step} folder of a run"
+        raise CheckpointError(f"{folder}: no {RUN_CONFIG}; {advice}")
+    if (folder / MANIFEST).exists():
+        verify_model(folder)
+    else:
+        print_notice("bbu.inference", f"{folder}: no {MANIFEST}, so its files are not verified")
+    return folder
 
 
 def best_device() -> str:

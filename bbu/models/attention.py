@@ -10,7 +10,7 @@ N segments, P patches, C width of the vision tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -329,6 +329,24 @@ def check_packing_is_safe(
         raise ConfigError(*findings)
 
 
+def check_attention_is_available(implementations: Mapping[str, Attention]) -> None:
+    """Refuse an attention that needs a package or a GPU which this machine lacks.
+
+    Args:
+        implementations: config key → its value.
+
+    Raises:
+        ConfigError: names each key to change.
+    """
+    findings = [
+        f"{key} {name}: {problem} (--set {key}=sdpa)"
+        for key, name in implementations.items()
+        for problem in _missing_parts(name)
+    ]
+    if findings:
+        raise ConfigError(*findings)
+
+
 def _packing_leaks(model: nn.Module, attn_implementation: str) -> list[str]:
     """Why packed samples would see each other."""
     config: Any = model.config
@@ -349,13 +367,18 @@ def _packing_leaks(model: nn.Module, attn_implementation: str) -> list[str]:
 
 def _obstacles(name: str, dtype: torch.dtype) -> list[str]:
     """Why an attention cannot run on this machine in this dtype."""
-    if name == _FLASH and not is_flash_attn_2_available():
-        return ["the package flash_attn is not installed or there is no GPU; install it or use varlen or sdpa"]
-    if name not in (_FLASH, VARLEN):
-        return []
-    findings = []
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
-        findings.append("needs a CUDA device of compute capability 8.0 or more (A100 and newer); use sdpa")
+    findings = _missing_parts(name)
+    if name not in (_FLASH, VARLEN) or (findings and name == _FLASH):
+        return findings
     if dtype not in (torch.bfloat16, torch.float16):
         findings.append(f"computes in bfloat16 or float16 only, not {dtype}; set bf16 to true or use sdpa")
     return findings
+
+
+def _missing_parts(name: str) -> list[str]:
+    """What an attention needs and this machine lacks."""
+    if name == _FLASH and not is_flash_attn_2_available():
+        return ["the package flash_attn is not installed or there is no GPU; install it or use varlen or sdpa"]
+    if name in (_FLASH, VARLEN) and (not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0)):
+        return ["needs a CUDA device of compute capability 8.0 or more (A100 and newer); use sdpa"]
+    return []

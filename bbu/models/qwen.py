@@ -30,7 +30,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from bbu.config.domains import DetectionConfig, ModelConfig
 from bbu.errors import ModelError
-from bbu.models.attention import VARLEN, register_varlen, use_windowed_attention
+from bbu.models.attention import VARLEN, check_attention_is_available, register_varlen, use_windowed_attention
 from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
 from bbu.models.head_files import has_own_weights, load_head, load_spec, save_head, split_weights, weight_names
@@ -43,6 +43,11 @@ _REQUIRED_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.
 _OPTIONAL_FILES = ("generation_config.json",)
 """Files that transformers replaces by defaults, without a word, where they are damaged."""
 _ARCHITECTURE = Qwen2_5_VLForConditionalGeneration.__name__
+
+MODEL_INPUTS = (
+    "input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw",
+)  # fmt: skip
+"""The keys of a batch, padded or packed, that the model takes; the rest is for the head, losses and logs."""
 
 _StatesReader = Callable[[torch.Tensor, torch.nn.Module], Any]
 """Takes the last states [B, S, H] and the language head [*, H] -> [*, V].
@@ -200,8 +205,12 @@ def load_model(
     Raises:
         ModelError: the folder is missing, holds another architecture or a head of another shape, or its weights leave
             parameters unset.
+        ConfigError: this machine lacks the configured attention.
     """
     path = check_folder(folder)
+    # transformers would report it as a defect of the folder. varlen is checked by those who use it.
+    keys = ("attn_implementation", "vision_attn_implementation")
+    check_attention_is_available({key: getattr(config, key) for key in keys if getattr(config, key) != VARLEN})
     _register_weight_names()
     if VARLEN in (config.attn_implementation, config.vision_attn_implementation):
         register_varlen()
@@ -349,13 +358,16 @@ def gathered_parameters(parameters: list[torch.nn.Parameter], *, write: bool = F
 
 @contextmanager
 def without_transformers_warnings() -> Iterator[None]:
-    """Hide transformers' table of missing weights; `_check_complete` reports them in one line."""
-    before = transformers_logging.get_verbosity()
+    """Hide transformers' table of missing weights, which `_check_complete` reports in one line, and its bar."""
+    verbosity, has_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
+        transformers_logging.set_verbosity(verbosity)
+        if has_bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _register_weight_names() -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,6 +26,8 @@ from bbu.strict_json import JsonError, build_dataclass, read_json
 
 MANIFEST = "MANIFEST.json"
 SAVING, DELETING, CORRUPT = ".saving-", ".deleting-", ".corrupt-"
+_TRAINING_STATE = re.compile(r"(optimizer|scheduler|rng_state|scaler|training_args|global_step\d+/|pytorch_model_fsdp)")
+"""How the names of files begin that only a resumed training reads; the optimizer's are most of a checkpoint's bytes."""
 HASH_THREADS = 8  # hashlib releases the GIL; one thread reads at about 1 to 2 GB/s
 logger = logging.getLogger(__name__)
 
@@ -129,31 +132,26 @@ def verify(folder: Path) -> Manifest:
     Reads every byte. Raises CheckpointError with the first thing that is wrong, an unreadable file included.
     """
     manifest = verify_sizes(folder)
-    try:
-        digests = _hash_files(folder, manifest.files)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); use another checkpoint") from error
-    for name, entry in manifest.files.items():
-        if digests[name] != entry.sha256:
-            raise CheckpointError(f"{folder}: {name} has changed since it was saved; use another checkpoint")
+    _check_bytes(folder, manifest.files)
     return manifest
+
+
+def verify_model(folder: Path) -> None:
+    """Check a checkpoint before its model is used: names and sizes of all files, and all bytes but the optimizer's.
+
+    The folder may have another name, as a copy that is kept or handed on does. Raises CheckpointError.
+    """
+    manifest = Manifest.load(folder)
+    _check_sizes(folder, manifest)
+    _check_bytes(folder, {name: entry for name, entry in manifest.files.items() if not _TRAINING_STATE.match(name)})
 
 
 def verify_sizes(folder: Path) -> Manifest:
     """Check a checkpoint's manifest, file names and sizes, without reading its files. Raises CheckpointError."""
     manifest = Manifest.load(folder)
-    try:
-        sizes = _sizes(folder)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); use another checkpoint") from error
     if folder.name != checkpoint_name(manifest.step):
         raise CheckpointError(f"{folder}: its manifest says step {manifest.step}; the folder was renamed or mixed up")
-    for name in sorted(sizes.keys() ^ manifest.files.keys()):
-        kind = "is missing" if name in manifest.files else "is not in the manifest"
-        raise CheckpointError(f"{folder}: {name} {kind}; use another checkpoint")
-    for name, entry in manifest.files.items():
-        if sizes[name] != entry.size:
-            raise CheckpointError(f"{folder}: {name} has {sizes[name]} bytes instead of {entry.size}; use another one")
+    _check_sizes(folder, manifest)
     return manifest
 
 
@@ -197,6 +195,29 @@ def clean_leftovers(run: RunFolder) -> list[Path]:
         except OSError as error:
             logger.warning("%s cannot be removed (%s); remove it at will", path, error.strerror)
     return leftovers
+
+
+def _check_sizes(folder: Path, manifest: Manifest) -> None:
+    try:
+        sizes = _sizes(folder)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); use another checkpoint") from error
+    for name in sorted(sizes.keys() ^ manifest.files.keys()):
+        kind = "is missing" if name in manifest.files else "is not in the manifest"
+        raise CheckpointError(f"{folder}: {name} {kind}; use another checkpoint")
+    for name, entry in manifest.files.items():
+        if sizes[name] != entry.size:
+            raise CheckpointError(f"{folder}: {name} has {sizes[name]} bytes instead of {entry.size}; use another one")
+
+
+def _check_bytes(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    try:
+        digests = _hash_files(folder, files)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); use another checkpoint") from error
+    for name, entry in files.items():
+        if digests[name] != entry.sha256:
+            raise CheckpointError(f"{folder}: {name} has changed since it was saved; use another checkpoint")
 
 
 def _sync_tree(folder: Path) -> None:

@@ -20,12 +20,9 @@ from bbu.losses.language import find_supervision, language_sums
 from bbu.losses.matcher import HungarianMatcher
 from bbu.models.denoising import Denoising, draw_denoising_queries
 from bbu.models.detection_head import DetectionOutput
-from bbu.models.qwen import BBUModel, DetectionQuery
+from bbu.models.qwen import MODEL_INPUTS, BBUModel, DetectionQuery
 from bbu.schema import IGNORE_INDEX, ROLE_CODES
 from bbu.training.loss_manager import LossSum, language_losses
-
-_MODEL_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "position_ids")
-"""The keys of a batch that the model takes; the rest is for losses and logs."""
 
 
 class Objective:
@@ -49,7 +46,7 @@ class Objective:
         if self._config.detection_enabled:
             query = self._head_query(batch, denoise=model.training)
             readers |= {"detection": query, "read_detection": partial(self._head_losses, batch=batch, query=query)}
-        inputs = {name: batch[name] for name in _MODEL_INPUTS if name in batch}
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
         language, head = model(**inputs, use_cache=False, **readers)
         return language_losses(language) | (head or {})
 

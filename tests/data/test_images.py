@@ -1,9 +1,10 @@
+import numpy
 import pytest
 import torch
 from PIL import ExifTags, Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bbu.data.images import ImagePreparer, load_image, read_size
+from bbu.data.images import ImagePreparer, load_image, read_size, upright_rgb
 from bbu.errors import DataError
 
 
@@ -11,14 +12,50 @@ from bbu.errors import DataError
 def test_a_header_tells_the_size_of_the_upright_photo(tmp_path, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
     size = (60, 40) if orientation < 5 else (40, 60)
-    assert read_size(tmp_path / "a.jpg", "a") == load_image(tmp_path / "a.jpg", "a").size == size
+    for name in ("a.jpg", "a.png", "a.webp", "a.tiff"):
+        Image.new("RGB", (60, 40)).save(tmp_path / name, exif=exif)
+        assert read_size(tmp_path / name, "a") == load_image(tmp_path / name, "a").size == size
 
 
-def test_other_colour_modes_become_rgb(tmp_path):
-    Image.new("LA", (30, 30), (200, 100)).save(tmp_path / "a.png")
-    assert load_image(tmp_path / "a.png", "a").mode == "RGB"
+def grey_image(mode: str) -> Image.Image:
+    """An opaque grey of about 200 of 255 in any mode."""
+    if mode.startswith("I;16"):
+        return Image.fromarray(numpy.full((30, 30), 200 << 8, ">u2" if mode.endswith("B") else "<u2"))
+    if mode == "I":
+        return Image.new("I", (30, 30), 200 << 8)
+    return (
+        Image.new("L", (30, 30), 200).convert("RGBA" if mode == "RGBA" else "LA" if mode == "LA" else "L").convert(mode)
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I"])
+def test_the_same_grey_in_any_mode_is_the_same_rgb(mode):
+    image = upright_rgb(grey_image(mode))
+    assert image.mode == "RGB" and all(abs(value - 200) <= 1 for value in image.getpixel((0, 0)))
+
+
+def palette_with_transparency() -> Image.Image:
+    image = Image.new("P", (30, 30), 0)
+    image.putpalette([10, 20, 30])
+    image.info["transparency"] = 0
+    return image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [Image.new("RGBA", (30, 30), (0, 0, 0, 0)), Image.new("LA", (30, 30), (0, 0)), palette_with_transparency()],
+    ids=lambda image: image.mode,
+)
+def test_what_is_transparent_is_white(image):
+    assert upright_rgb(image).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70_000), ("I", -1)])
+def test_pixels_of_unknown_range_are_refused(mode, value):
+    image = Image.new(mode, (9, 9), value)
+    with pytest.raises(DataError, match="convert them to 8 bits"):
+        upright_rgb(image)
 
 
 @pytest.mark.parametrize("read", [load_image, read_size])

@@ -11,13 +11,12 @@ from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import load_dataset
 from bbu.errors import DataError
 from bbu.losses.language import _token_losses, find_supervision
-from bbu.models.qwen import load_image_processor, load_tokenizer
+from bbu.models.qwen import MODEL_INPUTS, load_image_processor, load_tokenizer
 from bbu.models.tiny import build_tiny_model
 from bbu.schema import IGNORE_INDEX
 from tests.data.conftest import view, write_jpeg, write_jsonl
 from tests.models.stand_ins import load_bbu_model, load_stock_model, registered_reference_kernel
 
-MODEL_KEYS = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 EQUAL, LEAKING = 1e-5, 1e-3
 
 
@@ -65,7 +64,7 @@ def load(folder, text: str):
 def run(model, batch, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses [T] of a batch's supervised tokens and their positions [T] in its only row; adds to the gradients."""
     supervision = find_supervision(batch["labels"], batch["answer_roles"] == 1)
-    inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
+    inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
     logits = model(**inputs, **options).logits[supervision.positions]
     losses = _token_losses(logits, supervision.targets)
     losses.sum().backward()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bbu.errors import ModelError
+from bbu.errors import ConfigError, ModelError
 from bbu.models.qwen import load_image_processor, load_model, load_tokenizer
 from bbu.models.tiny import build_tiny_model
 from bbu.resize import MERGE_SIZE, PATCH_SIZE
@@ -37,6 +37,12 @@ def test_attention_and_dtype_are_the_configured_ones(folder):
     assert model.dtype == torch.bfloat16
     assert model.config.text_config._attn_implementation == "eager"
     assert model.config.vision_config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "vision_attn_implementation"])
+def test_flash_attention_on_a_machine_without_it_names_the_key_to_change(folder, key):
+    with pytest.raises(ConfigError, match=rf"^{key} flash_attention_2: .*\(--set {key}=sdpa\)$"):
+        load_model(folder, settings(**{key: "flash_attention_2"}))
 
 
 def test_training_switches_the_text_models_cache_off(folder):
