@@ -19,6 +19,8 @@ MACHINE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 )
 """What the machine lacks. Such an error would meet every photo, so it is none of the photo that met it first."""
+_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""Of a file that has gone, or of a link that leads nowhere."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def read_file(path: Path, limit: int) -> tuple[bytes, FileFacts]:
         if error.errno in MACHINE_ERRORS:
             raise
         kind = _KINDS[stat.S_IFSOCK] if error.errno == errno.ENXIO else (error.strerror or str(error)).lower()
-        raise Unusable("unreadable_file", f"{name}: {kind} ({type(error).__name__})") from error
+        reason = "missing_file" if error.errno in _MISSING else "unreadable_file"
+        raise Unusable(reason, f"{name}: {kind} ({type(error).__name__})") from error
     if data is None:
         raise Unusable("no_plain_file", f"{name} is {_KINDS.get(stat.S_IFMT(facts.st_mode), 'a device')}")
     if len(data) > limit:

@@ -29,6 +29,8 @@ _MARKER = re.compile(rb"\xff([\x01-\xfe])")
 _START_OF_SCAN = 0xDA
 _METADATA = {*range(0xE0, 0xF0), 0xFE} - {0xEE}
 """Second bytes of JPEG's APPn and COM markers (ITU-T T.81, table B.1) but Adobe's, which says how colours are coded."""
+_MOST_DECODED = 2_000_000_000
+"""Pixels times scans: 160 scans at 12 megapixels. A progressive JPEG has about 10, any other one."""
 _CAMERA_PADDING, _LONGEST_FILLING = 8, 64
 """Bytes between a picture and its end marker that some encoders leave, of any value and of zeros or ones. A picture
 whose end was overwritten leaves more: zeros make short blocks."""
@@ -55,6 +57,7 @@ def make_resized(jpeg: bytes, plan: ResizePlan, orientation: int, quality: int) 
     """
     size = upright_size((plan.width, plan.height), orientation)  # a quarter turn is its own inverse here
     with _opened(jpeg) as image:
+        _check_work(jpeg, image.width * image.height)
         # One block: Pillow's decoder of arithmetic coding cannot wait for a second one.
         image.decodermaxblock = max(image.decodermaxblock, len(jpeg))
         # JPEG's own scaling to twice the target is most of the speed: 2.7 times plain Pillow at 12 megapixels, at
@@ -69,6 +72,14 @@ def make_resized(jpeg: bytes, plan: ResizePlan, orientation: int, quality: int) 
     buffer = io.BytesIO()
     resized.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def _check_work(jpeg: bytes, pixels: int) -> None:
+    """Check that a JPEG does not go over its pixels again and again: 70 kB can keep a decoder busy for minutes."""
+    _, scans = _without_metadata(jpeg)
+    count = scans.count(b"\xff\xda", 0, max(scans.find(b"\xff\xd9"), 0) or len(scans))
+    if count * pixels > _MOST_DECODED:
+        raise Unusable("undecodable_image", f"{pixels} pixels in {count} scans take too long to decode")
 
 
 def _find_damage(jpeg: bytes) -> str | None:

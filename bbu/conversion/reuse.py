@@ -34,8 +34,8 @@ from bbu.schema import photos_hash_path
 
 _MAX_JPEG_BYTES = 256 * 2**20
 """Far above the file of any camera; it keeps a wrong file from filling the memory."""
-_UNREADABLE, _FAILED = "unreadable_file", "failed"
-"""Reasons that another attempt may not meet again."""
+_MISSING, _UNREADABLE, _FAILED = "missing_file", "unreadable_file", "failed"
+"""Reasons; another attempt may not meet the last two again although the files are the same."""
 _PHOTOS_AHEAD = 4
 """Photos that wait for each process: enough to keep it busy, and few to look through when a process dies."""
 _LONGEST_DETAIL = 500
@@ -201,7 +201,7 @@ def _only(paths: Sequence[str], what: str, missing: str) -> str:
 
 
 def _rejected(files: PhotoFiles, sources: _Sources, reason: str, detail: str) -> PhotoResult:
-    if reason == _UNREADABLE and not sources.folder.is_dir():
+    if reason in (_MISSING, _UNREADABLE) and not sources.folder.is_dir():
         raise DataError(f"vendor_dir {sources.folder} has gone; mount it again and repeat the command")
     text = detail.encode("utf-8", "backslashreplace").decode()[:_LONGEST_DETAIL]  # a message may quote a file's name
     return PhotoResult(files, sources.facts, None, PhotoOutcome(files.name, None, (Reject(files.name, reason, text),)))

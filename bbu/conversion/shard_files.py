@@ -31,9 +31,12 @@ def shard_path(config: DataConfig, shard: int, shards: int) -> Path:
     return Path(config.data_root) / SHARD_FOLDER / f"of-{shards}" / f"{shard}.jsonl"
 
 
-def photos_of_shard(photos: Iterable[PhotoFiles], shard: int, shards: int) -> list[PhotoFiles]:
-    """The photos of one shard: a photo stays in its shard when others come and go."""
-    return [files for files in photos if int(stable_hash(0, files.name)[:8], 16) % shards == shard]
+def split_into_shards(photos: Iterable[PhotoFiles], shards: int) -> list[list[PhotoFiles]]:
+    """The photos of each shard: a photo stays in its shard when others come and go."""
+    parts: list[list[PhotoFiles]] = [[] for _ in range(shards)]
+    for files in photos:
+        parts[int(stable_hash(0, files.name)[:8], 16) % shards].append(files)
+    return parts
 
 
 def settings_fingerprint(config: DataConfig, rules: LabelRules) -> str:
@@ -59,13 +62,13 @@ def read_shard(path: Path, fingerprint: str) -> dict[str, PhotoResult] | None:
         or where it is damaged.
     """
     try:
-        # Not splitlines(): a text may hold U+2028 and its like, which do not end a JSON line.
-        header, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-        facts = json.loads(header)
-        if facts["fingerprint"] != fingerprint or facts["photos"] != len(lines):
-            return None
-        results = [_parse_result(json.loads(line)) for line in lines]
-        return {result.files.name: result for result in results}
+        # Lines end at "\n" alone: a text may hold U+2028 and its like.
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            header = json.loads(next(lines, ""))
+            if header["fingerprint"] != fingerprint:
+                return None
+            results = [_parse_result(json.loads(line)) for line in lines]
+        return {result.files.name: result for result in results} if len(results) == header["photos"] else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError):
         return None
 

@@ -36,11 +36,11 @@ from bbu.conversion.reuse import (
     withdraw_hashes,
 )
 from bbu.conversion.shard_files import (
-    photos_of_shard,
     read_results,
     read_shard,
     settings_fingerprint,
     shard_path,
+    split_into_shards,
     write_shard,
 )
 from bbu.conversion.split import moved_sites, site_of, val_sites
@@ -83,7 +83,7 @@ def convert_shard(config: DataConfig, shard: int, shards: int) -> Path:
         OSError: a photo cannot be written.
     """
     check_outputs(config)
-    photos = photos_of_shard(list_vendor_folder(Path(config.vendor_dir)).photos, shard, shards)
+    photos = split_into_shards(list_vendor_folder(Path(config.vendor_dir)).photos, shards)[shard]
     rules, path = load_rules(config), shard_path(config, shard, shards)
     fingerprint = settings_fingerprint(config, rules)
     earlier = read_results(config, fingerprint, path)
@@ -99,12 +99,12 @@ def missing_shards(config: DataConfig, shards: int) -> list[int]:
     """
     if not Path(config.vendor_dir).is_dir():
         return list(range(shards))
-    photos = list_vendor_folder(Path(config.vendor_dir)).photos
+    parts = split_into_shards(list_vendor_folder(Path(config.vendor_dir)).photos, shards)
     fingerprint, budget = settings_fingerprint(config, load_rules(config)), HashBudget(_MOST_HASHED)
 
     def is_complete(shard: int) -> bool:
         results = read_shard(shard_path(config, shard, shards), fingerprint)
-        listed = {files.name: files for files in photos_of_shard(photos, shard, shards)}
+        listed = {files.name: files for files in parts[shard]}
         return (
             results is not None
             and results.keys() == listed.keys()
@@ -161,14 +161,14 @@ def _read_shards(config: DataConfig, shards: int, photos: Sequence[PhotoFiles]) 
     rules = load_rules(config)
     fingerprint = settings_fingerprint(config, rules)
     outcomes: list[PhotoOutcome] = []
-    for shard, path in enumerate(paths):
+    for path, part in zip(paths, split_into_shards(photos, shards), strict=True):
         earlier = read_shard(path, fingerprint)
         if earlier is None:
             raise DataError(
                 f"{path} was made under other settings or label files, or by another version, or is damaged; run this "
                 "shard again"
             )
-        results = _current_results(photos_of_shard(photos, shard, shards), earlier, config, rules)
+        results = _current_results(part, earlier, config, rules)
         if results != list(earlier.values()):
             write_shard(path, fingerprint, results)
         outcomes += [result.outcome for result in results]
@@ -190,14 +190,19 @@ def _current_results(
 
 
 def _write_records(split: _Split, outcomes: Sequence[PhotoOutcome], config: DataConfig) -> dict[str, int]:
-    """Write the records files and the hashes of their photos; return the number of records by file."""
+    """Write the records files and the hashes of their photos, unless they are just so already.
+
+    Returns the number of records by file.
+    """
     root = Path(config.data_root)
     files = {config.train_file: split.train, config.val_file: split.val, config.teacher_file: split.teachers}
     sha256 = {photo.view.images[0]: photo.sha256 for photo in _photos(outcomes)}
-    withdraw_hashes(config)
-    for name, views in files.items():
-        _write_file(root / name, "".join(map(dump_line, views)))
-        _write_file(photos_hash_path(root / name), _hash_photos(views, sha256) + "\n")
+    texts = {root / name: "".join(map(dump_line, views)) for name, views in files.items()}
+    texts |= {photos_hash_path(root / name): _hash_photos(views, sha256) + "\n" for name, views in files.items()}
+    if not all(path.is_file() and path.read_bytes() == text.encode() for path, text in texts.items()):
+        withdraw_hashes(config)
+        for path, text in texts.items():
+            _write_file(path, text)
     return {name: len(views) for name, views in files.items()}
 
 

@@ -138,3 +138,10 @@ WHOLE_PICTURES = {
 @pytest.mark.parametrize("kind", WHOLE_PICTURES)
 def test_whole_picture_is_kept_whatever_stands_around_it(kind: str) -> None:
     assert convert(WHOLE_PICTURES[kind])
+
+
+def test_picture_of_thousands_of_scans_is_rejected_at_once() -> None:
+    whole = jpeg(Image.new("L", (4000, 3000)), progressive=True)
+    head, *scans = whole[:-2].split(b"\xff\xda")
+    with pytest.raises(Unusable, match="too long to decode"):
+        convert(b"\xff\xda".join([head, *scans, *scans[-1:] * 1000]) + END)

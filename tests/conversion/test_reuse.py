@@ -130,7 +130,7 @@ def test_a_file_that_vanishes_is_its_photos_reject(tmp_path: Path) -> None:
     photos = list_vendor_folder(tmp_path / "vendor").photos
     (tmp_path / "vendor/p.jpeg").unlink()
     good, gone = convert_photos(photos, config, load_rules(config))
-    assert good.outcome.photo and reject_of(gone).reason == "unreadable_file"
+    assert good.outcome.photo and reject_of(gone).reason == "missing_file"
 
 
 def test_a_vendor_folder_that_has_gone_ends_the_conversion(tmp_path: Path) -> None:

@@ -172,6 +172,14 @@ def test_touched_files_are_not_decoded_again(config: DataConfig, decoded: list[s
     assert decoded == [] and published(config) == before
 
 
+def test_a_rerun_without_changes_leaves_the_files_alone(config: DataConfig) -> None:
+    convert_all(config)
+    records = Path(config.data_root) / "train.jsonl"
+    before = records.stat()
+    rerun_missing(config)
+    assert (records.stat().st_mtime_ns, records.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
 def test_another_number_of_shards_decodes_nothing_and_gives_the_same_bytes(config: DataConfig, decoded) -> None:
     convert_all(config)
     before = published(config)
