@@ -33,6 +33,8 @@ _MAX_FINDINGS = 10
 """Damaged lines of one file that are listed before reading it stops."""
 _MAX_LINE_BYTES = 16 * 2**20
 """A record with 10,000 objects has 2 MB; a longer line comes from a file that is no JSONL."""
+_LEAST_SIDE = 1 - 1e-6
+"""Of a box, in pixels, with room for rounding; conversion writes none that is shorter."""
 _MAX_SIDE = 1_000_000
 """Pixels; the largest image that any format here can hold has 65,535."""
 MAX_NAME_BYTES = 255
@@ -288,6 +290,10 @@ def _object(data: Any, width: int | None, height: int | None, where: str) -> BBU
     x1, y1, x2, y2 = (float(c) for c in box)
     if not (0 <= x1 < x2 and 0 <= y1 < y2):
         raise DataError(f"{where}: box {_shorten(box)} is empty or inverted; convert again")
+    if min(x2 - x1, y2 - y1) < _LEAST_SIDE:
+        raise DataError(
+            f"{where}: box {_shorten(box)} is narrower than one pixel; boxes are pixels of the image, not shares of it"
+        )
     if (width is not None and x2 > width) or (height is not None and y2 > height):
         raise DataError(f"{where}: box {_shorten(box)} leaves the {width}x{height} image; convert again")
     return BBUObject((x1, y1, x2, y2), data["desc"])

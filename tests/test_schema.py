@@ -54,6 +54,7 @@ def test_writing_and_reading_is_the_identity():
         ({"images": ["/etc/passwd"]}, "outside data_root"),
         ({"images": []}, "non-empty list"),
         ({"objects": [OBJECT | {"bbox_2d": [1, 2, 57, 40]}]}, "leaves the 56x84 image"),
+        ({"objects": [OBJECT | {"bbox_2d": [0.1, 0.2, 0.5, 0.9]}]}, "narrower than one pixel; .* not shares"),
         ({"objects": [OBJECT | {"bbox_2d": [30, 2, 1, 40]}]}, "empty or inverted"),
         ({"objects": [OBJECT | {"bbox_2d": [1, 2, 3]}]}, "four finite numbers"),
         ({"objects": [OBJECT | {"bbox_2d": [True, 2, 3, 4]}]}, "four finite numbers"),
