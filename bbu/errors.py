@@ -12,6 +12,7 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -182,8 +183,8 @@ def error_lines(error: BaseException) -> list[str] | None:
         return str(error).splitlines()
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"]
-    if isinstance(error, OSError):
-        return [_describe_os_error(error)]
+    if (os_error := error if isinstance(error, OSError) else _os_error_of_library(error)) is not None:
+        return [_describe_os_error(os_error)]
     if isinstance(error, ImportError):
         return [_describe_import_error(error)]
     if isinstance(error, UnicodeEncodeError):
@@ -235,9 +236,20 @@ def _describe_os_error(error: OSError) -> str:
     """`PATH: no space left on device; what to do`. Without a path, the function that met the error is named."""
     if error.errno is None:  # a library's, with a text of its own
         return f"{type(error).__name__}: {_one_line(error)}"
-    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else _place(error)
+    name = error.filename2 or error.filename  # of a rename, the place that it was to go to
+    where = os.fsdecode(name) if isinstance(name, str | bytes) else _place(error)
     advice = _ADVICE.get(error.errno, "")
     return f"{where}: {(error.strerror or str(error)).lower()}" + (f"; {advice}" if advice else "")
+
+
+def _os_error_of_library(error: BaseException) -> OSError | None:
+    """The error of the operating system that safetensors and torch report in a text when they write a file."""
+    text, number = str(error), None
+    if type(error).__name__ == "SafetensorError" and (match := re.search(r"\(os error (\d+)\)", text)):
+        number = int(match[1])
+    elif isinstance(error, RuntimeError) and ("PytorchStreamWriter failed" in text or "inline_container.cc" in text):
+        number = errno.ENOSPC  # torch does not say which; it is this one nearly always
+    return None if number is None else OSError(number, os.strerror(number)).with_traceback(error.__traceback__)
 
 
 def _place(error: BaseException) -> str:

@@ -23,6 +23,10 @@ class OutOfMemoryError(RuntimeError):
     """Stands for torch's error of this name."""
 
 
+class SafetensorError(Exception):
+    """Stands for safetensors' error of this name."""
+
+
 def end_of(main: Callable[[], int | None]) -> int:
     codes: list[int] = []
     run_entry(main, codes.append)
@@ -64,6 +68,10 @@ def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "out of memory; request more"),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate"), 1, "CUDA out of memory; lower max_total_length"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), 1,
+         ": no space left on device; remove old runs"),
+        (RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/1"), 1,
+         ": no space left on device; remove old runs"),
         (UnicodeEncodeError("ascii", "数据", 0, 2, "no"), 1, "ascii, the encoding of this terminal"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,

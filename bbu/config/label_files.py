@@ -33,4 +33,4 @@ def load_label_scheme(config: DataConfig) -> LabelScheme:
 
 def read_label_file(name: str) -> dict[str, Any]:
     """Read a YAML mapping of labels; `name` is one under configs/labels or a path. Raises ConfigError."""
-    return read_yaml(resolve_config_path(name, _LABELS_FOLDER))
+    return read_yaml(resolve_config_path(name, _LABELS_FOLDER, "label file"))
