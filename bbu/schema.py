@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ REPORT_FILE, REJECTS_FILE, SHARD_FOLDER = "conversion_report.json", "rejects.jso
 """What a conversion writes into data_root beside records and images."""
 IGNORE_INDEX = -100
 """Label of an unsupervised token; the default `ignore_index` of torch's cross entropy."""
+_HASH = re.compile(rb"\s{0,9}[0-9a-f]{0,128}\s{0,9}")
 _MAX_FINDINGS = 10
 """Damaged lines of one file that are listed before reading it stops."""
 _MAX_LINE_BYTES = 16 * 2**20
@@ -212,11 +214,16 @@ def read_photos_hash(records: Path) -> str | None:
 
     Returns:
         The hash; None where the data were converted before this file existed.
+
+    Raises:
+        DataError: the file holds something else.
     """
-    try:
-        return photos_hash_path(records).read_text(encoding="ascii").strip() or None
-    except FileNotFoundError:
+    path = photos_hash_path(records)
+    if not path.exists():
         return None
+    if not path.is_file() or not _HASH.fullmatch(text := path.read_bytes()):
+        raise DataError(f"{path}: holds no hash; convert again")
+    return text.decode().strip() or None
 
 
 def view_to_dict(view: View) -> dict[str, Any]:

@@ -180,3 +180,7 @@ def test_the_hash_over_photos_lies_beside_the_records_and_may_be_missing(tmp_pat
     assert read_photos_hash(records) is None
     photos_hash_path(records).write_text("c0ffee\n")
     assert read_photos_hash(records) == "c0ffee"
+    for content in (b"\xff\xfe", b"<html>", b"0" * 10_000 + b"x"):
+        photos_hash_path(records).write_bytes(content)
+        with pytest.raises(DataError, match=r"val\.photos\.sha256: holds no hash"):
+            read_photos_hash(records)

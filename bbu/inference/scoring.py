@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from bbu.config.domains import DetectionConfig, keys_used_for
 from bbu.config.flat import DirectConfig
 from bbu.config.label_files import load_label_scheme
-from bbu.errors import CheckpointError, DataError
+from bbu.errors import CheckpointError, DataError, NonFiniteError
 from bbu.evaluation.job import Evaluation, run_evaluation
 from bbu.evaluation.metrics import EvaluationResult, ScoreFacts
 from bbu.evaluation.pending import METRICS, open_ledger, result_folder
@@ -23,6 +24,7 @@ from bbu.evaluation.predictions import Prediction
 from bbu.evaluation.report import flat_scalars
 from bbu.evaluation.run_settings import RunSettings
 from bbu.labels import LabelScheme
+from bbu.resize import smart_resize
 from bbu.run.checkpoints import MANIFEST, verify
 from bbu.run.folder import RunFolder, checkpoint_step
 from bbu.run.provenance import (
@@ -127,13 +129,19 @@ class CheckpointScorer:
         )
 
     def _read_ground_truth(self) -> list[View]:
-        """The views to score. Raises DataError where a photo is listed twice, shown as an example, or there is none."""
+        """The views to score.
+
+        Raises:
+            DataError: a photo is listed twice or shown as an example, or there is no record or no photo at all.
+        """
         data = self._config.data
         root, limit = Path(data.data_root), data.max_eval_examples
         records = read_distinct_records(root / data.val_file, root)
         views = [record.student for _, record in records[: limit if limit >= 0 else None]]
         if not views:
             raise DataError(f"{root / data.val_file}: no record to score; convert again or raise max_eval_examples")
+        if not any(os.path.isfile(root / view.images[0]) for view in views):
+            raise DataError(f"{root}: none of the {len(views)} photos of {data.val_file} is there; correct data_root")
         if self._num_teachers:
             _refuse_shown_answers(views, root / data.teacher_file, self._num_teachers)
         return views
@@ -189,7 +197,7 @@ class _PhotoPredictor:
             yield self._predict_batch(views[start : start + size], source)
 
     def _predict_batch(self, views: Sequence[View], source: Source) -> list[Prediction]:
-        """The predictions of one batch, the failed ones first."""
+        """The predictions of one batch, the failed ones first. Raises DataError for a photo of another size."""
         from bbu.data.images import load_image
 
         images, failed = {}, []
@@ -198,7 +206,23 @@ class _PhotoPredictor:
                 images[name] = load_image(self._root / name, name)
             except DataError as error:
                 failed.append(Prediction(name, (), status="failed", rejected={str(error): 1}))
+        for view in views:
+            if view.images[0] in images:
+                self._check_size(view, images[view.images[0]])
         return failed + [_prediction_of(name, item) for name, item in self._detect(images, source).items()]
+
+    def _check_size(self, view: View, image: Image.Image) -> None:
+        """Refuse a photo whose true boxes and predicted boxes would be in different pixels."""
+        data = self._config.data
+        plan = smart_resize(*image.size, data.min_pixels, data.max_pixels)
+        sizes = {"record": (view.width or image.width, view.height or image.height), "photo": image.size}
+        sizes["model"] = (plan.width, plan.height)
+        if len(set(sizes.values())) > 1:
+            texts = ", ".join(f"{name} {width}x{height}" for name, (width, height) in sizes.items())
+            raise DataError(
+                f"{self._root / view.images[0]}: sizes differ ({texts} pixels), so that boxes cannot be compared; "
+                "convert again with the run's min_pixels and max_pixels"
+            )
 
     def _detect(self, images: Mapping[str, Image.Image], source: Source) -> dict[str, Detections]:
         """The detections in each photo, by the photo's name."""
@@ -236,6 +260,8 @@ class _PhotoPredictor:
 
 
 def _prediction_of(image: str, detections: Detections) -> Prediction:
+    if not all(map(math.isfinite, detections.scores)):
+        raise NonFiniteError(f"{image}: a score is not finite, so the weights are not either; use another checkpoint")
     width, height = detections.size
     return Prediction(
         image=image,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,9 +13,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bbu.config.read import load_config, load_recorded_config
 from bbu.conversion.shards import convert_shard, merge_shards
-from bbu.errors import CheckpointError, DataError
+from bbu.errors import CheckpointError, DataError, NonFiniteError
 from bbu.evaluation.predictions import Prediction
-from bbu.inference.scoring import _SCORE_CODE, CheckpointScorer, _PhotoPredictor, checkpoints_to_score
+from bbu.inference.scoring import (
+    _SCORE_CODE,
+    CheckpointScorer,
+    _PhotoPredictor,
+    _prediction_of,
+    checkpoints_to_score,
+)
 from bbu.run.folder import RUN_CONFIG, RunFolder
 from bbu.run.provenance import computing_code_hash
 from bbu.schema import View
@@ -88,7 +95,23 @@ def test_ground_truth_that_cannot_be_scored_is_refused_before_anything_is_predic
     val.write_text("\n")
     with pytest.raises(DataError, match="no record to score"):
         scorer(demo, run, f"data_root={data}").score("answer")
+    shutil.copy(demo.root / "data/val.jsonl", val)
+    shutil.rmtree(data / "ds_rescaled")
+    with pytest.raises(DataError, match=r"none of the \d+ photos of val\.jsonl is there"):
+        scorer(demo, run, f"data_root={data}").score("answer")
     assert not list(run.glob("eval/**/claims/*"))
+
+
+@pytest.mark.parametrize("settings", [("max_pixels=3136",), ("min_pixels=40000", "max_pixels=50176")])
+def test_photos_of_another_size_than_the_model_sees_are_refused(demo: Demo, tmp_path: Path, settings: tuple[str, ...]):
+    with pytest.raises(DataError, match=r"sizes differ \(record .*, photo .*, model .* pixels\)"):
+        scorer(demo, tmp_path / "output-a", *settings).score("answer")
+
+
+def test_a_score_that_is_not_finite_is_no_prediction():
+    poisoned = SimpleNamespace(scores=(0.5, float("nan")), size=(28, 28))
+    with pytest.raises(NonFiniteError, match="use another checkpoint"):
+        _prediction_of("a.jpeg", poisoned)  # type: ignore[arg-type]
 
 
 def test_a_photo_that_the_prompt_shows_with_its_answer_is_not_scored(demo: Demo, tmp_path: Path):
