@@ -30,6 +30,8 @@ class FrameChoice:
     """Photos turned by EXIF whose size says that their boxes are in the upright frame."""
     stored_photos: int
     """Photos turned by EXIF whose size says that their boxes are in the stored frame."""
+    examples: tuple[str, ...]
+    """Names of the first of the photos whose frame their own size does not decide."""
 
 
 def choose_frames(outcomes: Sequence[PhotoOutcome]) -> tuple[list[PhotoOutcome], FrameChoice]:
@@ -41,10 +43,11 @@ def choose_frames(outcomes: Sequence[PhotoOutcome]) -> tuple[list[PhotoOutcome],
     stored = sum(_speaks_for(outcome, stored=True) for outcome in outcomes)
     upright = sum(_speaks_for(outcome, stored=False) for outcome in outcomes)
     takes_stored = stored > 0 and upright == 0
-    undecided = sum(outcome.stored is not None for outcome in outcomes)
+    undecided = [outcome.name for outcome in outcomes if outcome.stored]
     chosen = [outcome.stored if takes_stored and outcome.stored else outcome for outcome in outcomes]
     frame = "stored" if takes_stored else "upright"
-    return chosen, FrameChoice(undecided, frame if undecided else None, upright, stored)
+    examples = tuple(undecided[:_NAMES_SHOWN])
+    return chosen, FrameChoice(len(undecided), frame if undecided else None, upright, stored, examples)
 
 
 def frame_warnings(choice: FrameChoice) -> list[str]:
@@ -52,8 +55,9 @@ def frame_warnings(choice: FrameChoice) -> list[str]:
     if not choice.undecided:
         return []
     text = (
-        f"{choice.undecided} photos: EXIF orientation turns them without a change of size, so that the size does not "
-        f"say whether their boxes are upright or as stored; read as {choice.frame}"
+        f"{choice.undecided} photos ({_list_names(choice.examples, choice.undecided)}): EXIF orientation turns them "
+        "without a change of size, so that the size does not say whether their boxes are upright or as stored; read as "
+        f"{choice.frame}"
     )
     others = choice.upright_photos + choice.stored_photos
     if not others:
@@ -69,10 +73,9 @@ def scale_warnings(outcomes: Sequence[PhotoOutcome]) -> list[str]:
     photos = _photos_with_objects(outcomes)
     warnings = []
     if percent := [name for name, photo in photos.items() if photo.may_be_percent]:
-        shown = ", ".join(percent[:_NAMES_SHOWN]) + (", …" if len(percent) > _NAMES_SHOWN else "")
         warnings.append(
             f"{len(percent)} of {len(photos)} photos with objects have all boxes within 0..100, far inside a large "
-            f"photo: are they percent instead of pixels? ({shown})"
+            f"photo: are they percent instead of pixels? ({_list_names(percent, len(percent))})"
         )
     reach = max((photo.reach for photo in photos.values()), default=1.0)
     if len(photos) >= _FEWEST_FOR_REACH and reach <= _SHORT_REACH:
@@ -99,6 +102,11 @@ def check_scale(outcomes: Sequence[PhotoOutcome]) -> None:
 
 def _photos_with_objects(outcomes: Sequence[PhotoOutcome]) -> dict[str, ConvertedPhoto]:
     return {outcome.name: outcome.photo for outcome in outcomes if outcome.photo and outcome.photo.view.objects}
+
+
+def _list_names(names: Sequence[str], count: int) -> str:
+    """The first of `count` names."""
+    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if count > _NAMES_SHOWN else "")
 
 
 def _speaks_for(outcome: PhotoOutcome, *, stored: bool) -> bool:

@@ -40,7 +40,7 @@ def test_the_photos_that_decide_their_frame_decide_it_for_the_others_where_they_
     chosen, choice = choose_frames([UNDECIDED, *others])
     assert chosen[0].photo and chosen[0].photo.frame == choice.frame == frame and chosen[1:] == others
     (warning,) = frame_warnings(choice)
-    assert "1 photos: EXIF orientation" in warning and words in warning
+    assert "1 photos (p): EXIF orientation" in warning and words in warning
 
 
 def test_without_an_undecided_photo_there_is_nothing_to_say() -> None:

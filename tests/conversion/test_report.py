@@ -26,7 +26,7 @@ from bbu.errors import DataError
 from bbu.schema import BBUObject, View
 
 OBJECT = BBUObject((0, 0, 1, 1), "标签贴纸")
-NO_CHOICE, NO_FILES = FrameChoice(0, None, 0, 0), FileCounts({}, {})
+NO_CHOICE, NO_FILES = FrameChoice(0, None, 0, 0, ()), FileCounts({}, {})
 
 
 def converted(objects: int, **changes: object) -> ConvertedPhoto:
@@ -158,7 +158,7 @@ def test_the_file_has_the_fields_that_it_always_had() -> None:
             "dialects", "emptied", "emptied_policy", "frames", "negatives", "negatives_kept", "rejected", "seen"
         ],
         "objects": ["clipped", "ignored", "kept", "labels", "rejected", "respelled", "unknown_labels"],
-        "exif": ["frame", "stored_photos", "undecided", "upright_photos"],
+        "exif": ["examples", "frame", "stored_photos", "undecided", "upright_photos"],
     }  # fmt: skip
     assert data["written"] == {"train.jsonl": 1} and data["val_sites"] == ["S1"] and data["warnings"] == []
 
