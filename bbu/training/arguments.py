@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 from pathlib import Path
@@ -17,16 +18,6 @@ from bbu.errors import ConfigError
 from bbu.run.folder import RunFolder
 from bbu.strict_json import read_json
 
-_FOLLOWS_A_SCORE, _NEEDS_MORE = "follows a score, which training does not compute", "needs settings that no key gives"
-_UNUSABLE_SCHEDULES = {
-    "reduce_lr_on_plateau": _FOLLOWS_A_SCORE,
-    "greedy": _FOLLOWS_A_SCORE,
-    "cosine_with_min_lr": _NEEDS_MORE,
-    "cosine_warmup_with_min_lr": _NEEDS_MORE,
-    "warmup_stable_decay": _NEEDS_MORE,
-}
-"""transformers' schedules that cannot be used here, and why."""
-
 
 def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArguments:
     """Translate the run config, and join the process group where the environment names other ranks.
@@ -36,16 +27,17 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
 
     Raises:
         ConfigError: a combination that cannot train, or a DeepSpeed file that is missing or contradicts the config.
+        ImportError: a package of the extra `train` is missing.
     """
     infra, gpu = config.infrastructure, torch.cuda.is_available()
     _check_precision(config)
-    _check_schedule(config)
     if infra.deepspeed_enabled:
+        importlib.import_module("deepspeed")  # where it is missing, transformers would raise a TypeError
         _check_deepspeed(config)
         _name_single_rank()
     try:
         arguments = _translate(config, run, gpu)
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         raise ConfigError(f"{config.source}: {' '.join(str(error).split())[:300]}") from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # one process, one GPU: DataParallel would split packed rows
     if infra.deepspeed_enabled:
@@ -106,16 +98,6 @@ def _check_precision(config: DirectConfig) -> None:
         raise ConfigError(
             f"{config.source}: torch_dtype {config.model.torch_dtype} without DeepSpeed would round most updates "
             "away; set torch_dtype to float32 (bf16: true still computes in bfloat16) or enable DeepSpeed"
-        )
-
-
-def _check_schedule(config: DirectConfig) -> None:
-    """Refuse a schedule that does not follow from the config and the step alone."""
-    name = config.training.lr_scheduler_type
-    if name in _UNUSABLE_SCHEDULES:
-        raise ConfigError(
-            f"{config.source}: lr_scheduler_type {name} {_UNUSABLE_SCHEDULES[name]}; use cosine, linear or another "
-            "schedule over steps"
         )
 
 
