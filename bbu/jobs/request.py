@@ -120,8 +120,8 @@ def add_request_arguments(parser: argparse.ArgumentParser, job: str = "train") -
     add("--nodes", "nodes of the training job (1)", type=int, metavar="N")
     add("--gpus-per-node", "GPUs, and so tasks, per node (the profile's)", type=int, metavar="N")
     add_cluster_argument(parser)
-    own = "; of a RUN: each checkpoint's own" if job == "eval" else ""
-    text = f"a run config under configs, or a path ({_DEFAULT_CONFIG}{own})"
+    recorded = "; of a RUN: each checkpoint's own" if job == "eval" else ""
+    text = f"a run config under configs, or a path ({_DEFAULT_CONFIG}{recorded})"
     add_config_arguments(parser, required=False, description=text)
     text = "train a run for each value, and compare them"
     add("--sweep", text, action="append", default=[], metavar="KEY=A,B")
