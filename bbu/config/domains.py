@@ -35,8 +35,8 @@ CollatorType = Literal["standard", "packed"]
 LongSamplePolicy = Literal["refuse", "drop"]
 
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
-                    "inverse_sqrt", "reduce_lr_on_plateau"]  # fmt: skip
-"""The schedules of transformers that need no settings of their own, for which there are no keys."""
+                    "inverse_sqrt"]  # fmt: skip
+"""The schedules of transformers that follow from the step alone, and need no settings for which there are no keys."""
 _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 """The optimizers of transformers that need no package besides those of the extra `train`."""
 _OTHER_OPTIMIZERS = (

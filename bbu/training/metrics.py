@@ -203,11 +203,16 @@ class StatusCallback(TrainerCallback):
             self._replace_status(phase="stopped", reason=None, step=step, max_steps=max_steps)
 
     def _replace_status(self, **changes: Any) -> None:
-        """Change fields of the earlier start's status, where there is one that can be read."""
+        """Change fields of the earlier start's status, where there is one that can be read.
+
+        A run that is completed stays so: a start that does nothing takes nothing away from it.
+        """
         try:
             before = read_status(self._run)
         except CheckpointError:
             before = RunStatus()
+        if before.phase == "completed":
+            return
         now = {"heartbeat": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "job": self._job}
         self._write(dataclasses.replace(before, seconds_left=None, **now, **changes))
 

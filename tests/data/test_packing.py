@@ -169,3 +169,20 @@ def test_a_samples_cost_is_that_of_the_sample_itself(make_config, tokenizer, pro
         dataset.set_epoch(epoch)
         built = [dataset[index] for index in range(len(dataset))]
         assert costs == [SampleCost(len(s), len(s.pixel_values)) for s in built]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("multiple", [1, 3])
+def test_an_epoch_continued_under_another_cut_packs_what_is_left_once(multiple: int, ranks: int):
+    costs_of_epoch = drawn_costs(60)
+    (before,) = samplers(costs_of_epoch, 1)
+    seen = before.seen_in(1, 9)
+    rank_samplers = samplers(costs_of_epoch, ranks, buffer=8)
+    (done,) = {sampler.continue_epoch(1, seen, multiple) for sampler in rank_samplers}
+    rows = steps(rank_samplers, 1)
+    assert done % multiple == 0 and not any(row for step in rows[:done] for row in step)
+    rest = [row for step in rows[done:] for row in step]
+    assert all(row and sum(costs_of_epoch(1)[index].tokens for index in row) <= LIMIT for row in rest)
+    dealt = [index for row in rest for index in row]
+    assert set(dealt) == set(range(60)) - seen and len(dealt) - len(set(dealt)) < ranks
+    assert all(row for step in steps(rank_samplers, 2) for row in step)

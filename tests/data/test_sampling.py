@@ -68,3 +68,31 @@ def test_an_evaluation_counts_every_sample_once_in_equally_many_batches(samples:
     assert len({len(batches) for batches, _ in parts}) == 1
     counted = [index for batches, real in parts for batch in batches[:real] for index in batch]
     assert sorted(counted) == list(range(samples))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("multiple", [1, 3])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_an_epoch_continued_under_another_cut_deals_what_is_left_once(size: int, multiple: int, ranks: int):
+    before = EpochBatchSampler(40, 3, seed=7, shuffle=True, world_size=2)
+    seen = before.seen_in(0, 2)
+    assert len(seen) == 12
+    samplers = [EpochBatchSampler(40, size, seed=7, shuffle=True, rank=rank, world_size=ranks) for rank in range(ranks)]
+    (done,) = {sampler.continue_epoch(0, seen, multiple) for sampler in samplers}
+    shares = [list(sampler) for sampler in samplers]
+    assert done % multiple == 0 and {len(batches) for batches in shares} == {len(samplers[0])}
+    assert not any(batch for batches in shares for batch in batches[:done])
+    rest = [batch for batches in shares for batch in batches[done:]]
+    assert all(0 < len(batch) <= size for batch in rest)
+    dealt = [index for batch in rest for index in batch]
+    assert set(range(40)) - seen <= set(dealt)
+    assert len(dealt) - 28 < (ranks if multiple == 1 else ranks * multiple)  # no rank is ever without a sample
+    assert size * ranks > 2 or sorted(dealt) == sorted(set(range(40)) - seen)
+    assert samplers[0].seen_in(0, len(samplers[0])) == set(range(40))
+    samplers[0].set_epoch(1)
+    assert all(batch for batch in samplers[0])  # the next epoch has all samples
+
+
+def test_an_epoch_without_a_sample_left_is_over():
+    sampler = EpochBatchSampler(10, 2, seed=7, shuffle=True)
+    assert sampler.continue_epoch(0, range(10), 1) == len(sampler)

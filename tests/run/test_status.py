@@ -73,3 +73,8 @@ def test_a_reader_never_sees_half_a_status(run: RunFolder):
 def test_a_stop_of_an_older_version_is_no_preemption(run: RunFolder):
     run.status.write_text('{"phase": "preempted", "step": 3}')
     assert (read_status(run).state, read_status(run).step) == ("stopped", 3)
+
+
+def test_the_state_names_the_reason_of_a_failure():
+    assert RunStatus(phase="failed to start", reason="no such file").state == "failed to start: no such file"
+    assert RunStatus(phase="training").state == "training" and RunStatus().state is None

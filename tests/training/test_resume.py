@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -19,6 +20,7 @@ from bbu.data.dataset import BBUDataset
 from bbu.errors import BBUError, CheckpointError, ConfigError, NonFiniteError
 from bbu.run.checkpoints import Checkpoint, FileEntry, Manifest, verify
 from bbu.run.folder import HEAD_FOLDER, RunFolder
+from bbu.run.status import read_status, write_status
 from bbu.training.coordinator import TrainingCoordinator
 from bbu.training.preemption import StopFlag
 from bbu.training.resume import _TABLE, EFFECTS, review_changes, summarise_changes
@@ -248,12 +250,19 @@ def test_resume_never_is_refused_where_there_are_checkpoints(train: Train, resum
 
 def test_a_refused_change_leaves_the_record_of_the_run_as_it_was(train: Train, resumable: RunFolder, tmp_path: Path):
     before = resumable.config.read_text()
+    write_status(resumable, dataclasses.replace(read_status(resumable), phase="preempted"))
     with pytest.raises(ConfigError, match="vision_lr"):
         train(tmp_path, "vision_lr=0", "llm_lr=2e-3", "max_steps=9")
     assert resumable.config.read_text() == before
     status = json.loads(resumable.status.read_text())
     assert (status["phase"], status["step"], status["checkpoint_step"]) == ("failed to start", 3, 3)
     assert status["reason"].startswith("vision_lr: 0.001 -> 0.0")
+
+
+def test_a_completed_run_stays_so_when_a_later_start_is_refused(train: Train, resumable: RunFolder, tmp_path: Path):
+    with pytest.raises(ConfigError, match="vision_lr"):
+        train(tmp_path, "vision_lr=0", "max_steps=9")
+    assert read_status(resumable).phase == "completed"
 
 
 def test_a_run_shortened_below_its_newest_checkpoint_says_so(
