@@ -250,7 +250,7 @@ def test_resume_never_is_refused_where_there_are_checkpoints(train: Train, resum
 
 def test_a_refused_change_leaves_the_record_of_the_run_as_it_was(train: Train, resumable: RunFolder, tmp_path: Path):
     before = resumable.config.read_text()
-    write_status(resumable, dataclasses.replace(read_status(resumable), phase="preempted"))
+    write_status(resumable, dataclasses.replace(read_status(resumable), phase="stopped"))
     with pytest.raises(ConfigError, match="vision_lr"):
         train(tmp_path, "vision_lr=0", "llm_lr=2e-3", "max_steps=9")
     assert resumable.config.read_text() == before
