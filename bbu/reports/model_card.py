@@ -34,7 +34,7 @@ _ESSENTIALS = (
 
 
 @dataclass(frozen=True)
-class DataFile:
+class _DataFile:
     """A records file that the run read."""
 
     name: str
@@ -61,7 +61,7 @@ class CardFacts:
     """the model that the training started from"""
     start: RunStart
     """this start of the run: code, image, packages, hashes of the data"""
-    data: Sequence[DataFile]
+    data: Sequence[_DataFile]
     """the records files"""
 
 
@@ -103,14 +103,14 @@ def write_model_card(folder: Path, step: int, facts: CardFacts, run: RunFolder) 
         (folder / name).write_bytes(content)
 
 
-def _describe_file(path: Path, sha256: str | None) -> DataFile:
+def _describe_file(path: Path, sha256: str | None) -> _DataFile:
     records = objects = 0
     with path.open("rb") as lines:
         for line in lines:
             records += bool(line.strip())
             # Quotes inside a description are escaped, so this counts the key and nothing else.
             objects += line.count(b'"bbox_2d"')
-    return DataFile(path.name, records, objects, sha256, read_photos_hash(path))
+    return _DataFile(path.name, records, objects, sha256, read_photos_hash(path))
 
 
 def _earlier_scores(run: RunFolder) -> list[str]:
@@ -209,7 +209,7 @@ def _training(facts: CardFacts) -> str:
     return "## Training\n\nAll keys are in `run_config.yaml`.\n\n" + _table(("key", "value"), rows)
 
 
-def _data(files: Sequence[DataFile]) -> str:
+def _data(files: Sequence[_DataFile]) -> str:
     rows = [
         (f.name, str(f.records), str(f.objects), f.sha256 or "not taken", f.photos_sha256 or "not taken") for f in files
     ]
