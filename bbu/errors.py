@@ -237,6 +237,8 @@ def _describe_os_error(error: OSError) -> str:
     if error.errno is None:  # a library's, with a text of its own
         return f"{type(error).__name__}: {_one_line(error)}"
     name = error.filename2 or error.filename  # of a rename, the place that it was to go to
+    if name is None and isinstance(error, FileNotFoundError):  # of os.getcwd()
+        return "the current folder is gone; go to another one (cd)"
     where = os.fsdecode(name) if isinstance(name, str | bytes) else _place(error)
     advice = _ADVICE.get(error.errno, "")
     return f"{where}: {(error.strerror or str(error)).lower()}" + (f"; {advice}" if advice else "")

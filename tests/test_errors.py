@@ -58,6 +58,7 @@ def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:
         (OSError(errno.EROFS, "Read-only file system", "/d"), 1, "choose a folder that can be written"),
         (OSError(errno.EMFILE, "Too many open files"), 1, ": too many open files; raise the limit (ulimit -n)"),
         (OSError(errno.ESTALE, "Stale file handle", "/d"), 1, "the file server has replaced it"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), 1, "the current folder is gone; go to another"),
         (OSError("weights are\n  missing"), 1, "OSError: weights are missing"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 1, "a file or connection: connection"),
         (ModuleNotFoundError("No module named 'scipy'", name="scipy"), 1, "scipy is not installed in "),

@@ -5,6 +5,7 @@ The types of the dataclasses say what is valid, see `bbu.config.kinds`.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -38,7 +39,7 @@ def resolve_config_path(name_or_path: str, folder: Path = CONFIG_DIR, what: str 
     given, named = Path(name_or_path), folder / f"{name_or_path.removesuffix('.yaml')}.yaml"
     is_bare_name = given.name == name_or_path and given.suffix not in (".yaml", ".yml")
     for path in (named, given) if is_bare_name else (given, named):
-        if os.path.isfile(path):  # Path.is_file() raises OSError for a name that is too long
+        if _is_file(path):
             return path
     if os.path.exists(given) and not is_bare_name:
         raise ConfigError(f"{name_or_path} is {'a folder' if given.is_dir() else 'no regular file'}; name a {what}")
@@ -49,6 +50,16 @@ def resolve_config_path(name_or_path: str, folder: Path = CONFIG_DIR, what: str 
     raise ConfigError(
         f"no {what} {short_repr(name_or_path)}: neither a file in {Path.cwd()} nor one of {', '.join(names)}{near}"
     )
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file; PermissionError where a folder on the way may not be entered."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def load_config(name_or_path: str, *, overrides: Sequence[str] = (), use_new: bool = False) -> DirectConfig:
