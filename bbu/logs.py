@@ -8,10 +8,28 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from bbu.errors import ConfigError
+
 _SUMMARY = ("bbu.training", "bbu.train", "bbu.eval", "bbu.convert", "bbu.infer")
 """Components that log at `log_level` even when `log_verbose` is off."""
 _HANDLER_PREFIX = "bbu-"
 """Begins the names of our handlers, so that a second set-up replaces them and leaves others alone."""
+
+
+class _LogFile(logging.FileHandler):
+    """A log file. One that cannot be written, on a full disk, is reported once and not for each of its lines."""
+
+    has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.has_failed:
+            self.has_failed = True
+            print_notice(
+                "bbu", f"{self.baseFilename} lacks lines from here on: {(error.strerror or str(error)).lower()}"
+            )
 
 
 def set_up_logging(level: str, verbose: bool, rank: int = 0, folder: Path | None = None) -> None:
@@ -32,7 +50,7 @@ def set_up_logging(level: str, verbose: bool, rank: int = 0, folder: Path | None
     handlers: dict[str, logging.Handler] = {"console": console}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        handlers["file"] = logging.FileHandler(folder / f"rank-{rank}.log", encoding="utf-8")
+        handlers["file"] = _LogFile(folder / f"rank-{rank}.log", encoding="utf-8")
     _replace_handlers(handlers, formatter)
     _set_levels(level, verbose)
     logging.captureWarnings(True)
@@ -41,7 +59,11 @@ def set_up_logging(level: str, verbose: bool, rank: int = 0, folder: Path | None
 
 def rank_of(environ: Mapping[str, str]) -> int:
     """Return the rank of a process from its environment: torch's RANK, else srun's SLURM_PROCID, else 0."""
-    return int(environ.get("RANK") or environ.get("SLURM_PROCID") or 0)
+    name = "RANK" if environ.get("RANK") else "SLURM_PROCID"
+    text = environ.get(name) or "0"
+    if not text.isdecimal():
+        raise ConfigError(f"the variable {name} is {text!r}; it must be the number of a rank, or unset")
+    return int(text)
 
 
 def format_duration(seconds: float | None) -> str:

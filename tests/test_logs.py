@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bbu.errors import ConfigError
 from bbu.logs import print_notice, rank_of
 
 SPEAK = """
@@ -72,6 +73,21 @@ def test_the_rank_comes_from_torch_then_slurm_then_zero():
     assert rank_of({"RANK": "2", "SLURM_PROCID": "5"}) == 2
     assert rank_of({"SLURM_PROCID": "5"}) == 5
     assert rank_of({}) == 0
+
+
+def test_a_rank_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="the variable RANK is 'first'; it must be the number of a rank"):
+        rank_of({"RANK": "first"})
+
+
+def test_a_log_on_a_full_disk_is_reported_once_and_ends_nothing(tmp_path: Path):
+    (tmp_path / "rank-0.log").symlink_to("/dev/full")
+    argv = [sys.executable, "-c", SPEAK, "INFO", "true", "0", str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    notices = [line for line in done.stderr.splitlines() if "lacks lines from here on" in line]
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert notices and len(set(notices)) == 1 and notices[0].endswith(": no space left on device")
+    assert len(notices) == 1
 
 
 def test_a_notice_names_its_program_on_stderr(capsys: pytest.CaptureFixture[str]):
