@@ -27,12 +27,14 @@ from bbu.conversion.listing import list_vendor_folder
 from bbu.conversion.reuse import convert_photos
 from bbu.conversion.shard_files import read_shard, write_shard
 from bbu.data.images import load_image, read_size
+from bbu.errors import DataError
 from bbu.evaluation.metrics import EvaluationResult
 from bbu.evaluation.predictions import Prediction, append_predictions, drop_cut_line, read_predictions
 from bbu.evaluation.report import metrics_table
 from bbu.evaluation.run_settings import RunSettings
 from bbu.evaluation.scores import best_scores, latest_scores, other_scores
 from bbu.inference.parse import parse_answer
+from bbu.inference.photos import Photo
 from bbu.jobs.clusters import load_profile
 from bbu.jobs.records import read_records as read_job_records
 from bbu.run.checkpoints import Manifest, verify
@@ -45,6 +47,7 @@ from bbu.schema import dump_line, parse_record, read_distinct_records
 from tests.fuzz.hostile import damage_bytes, damage_text, hostile_json, hostile_lines
 
 FINGERPRINT = "f"
+OTHER_FORMATS = ("PNG", "WEBP", "TIFF", "GIF", "BMP")
 OLD_RUN = Path(__file__).parents[1] / "run" / "old_run_folder"
 
 
@@ -109,7 +112,7 @@ def picture(kind: str) -> bytes:
     buffer, exif = io.BytesIO(), Image.Exif()
     exif[274] = 6
     options = {"exif": {"exif": exif}, "progressive": {"progressive": True}}.get(kind, {})
-    image.save(buffer, "PNG" if kind == "PNG" else "JPEG", **options)
+    image.save(buffer, kind if kind in OTHER_FORMATS else "JPEG", **options)
     return buffer.getvalue()
 
 
@@ -192,11 +195,26 @@ def _shard_lines() -> list[Any]:
 
 
 def read_picture(folder: Path, content: bytes) -> object:
+    """Read a photo as an eval and as `bbu.infer` do: both, or neither, can."""
     path = folder / "photo.jpeg"
     path.write_bytes(content)
-    image = load_image(path, "photo")
+    photos = [Photo("photo", path), Photo("photo", content)]
+    try:
+        image = load_image(path, "photo")
+    except DataError:
+        assert not any(map(_is_readable, photos))
+        raise
     assert image.mode == "RGB" and read_size(path, "photo") == image.size
+    assert all(photo.load().tobytes() == image.tobytes() for photo in photos)
     return image
+
+
+def _is_readable(photo: Photo) -> bool:
+    try:
+        photo.load()
+    except DataError:
+        return False
+    return True
 
 
 def read_jsonl(folder: Path, content: bytes) -> object:
@@ -365,7 +383,7 @@ def readers() -> tuple[Reader, ...]:
         Reader("vendor JSON", hostile_annotations, read_vendor_json, False, 2),
         Reader("vendor photo", partial(hostile_picture, kinds=photos), read_vendor_picture, False, 2),
         Reader("shard", partial(hostile_lines, values=_shard_lines()), read_shard_file, False),
-        Reader("photo to predict on", partial(hostile_picture, kinds=(*photos, "PNG")), read_picture),
+        Reader("photo to predict on", partial(hostile_picture, kinds=(*photos, *OTHER_FORMATS)), read_picture),
         Reader("JSONL records", partial(hostile_lines, values=RECORDS), read_jsonl),
         Reader("predictions", partial(hostile_lines, values=written), read_predictions_file),
         Reader("answer", hostile_answer, read_answer, False),
