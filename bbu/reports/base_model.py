@@ -84,7 +84,7 @@ def _front_matter(path: Path) -> dict[str, Any]:
     """The YAML between the two `---` lines that open a model card; empty where there is none that can be read."""
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         head, *rest = file.read(_MAX_CARD).split("\n---", 1)
     if not head.startswith("---\n") or not rest:
         return {}

@@ -57,6 +57,12 @@ def test_a_card_that_cannot_be_used_is_passed_over(tmp_path: Path, card: str):
     assert describe_base_model(model_folder(tmp_path, "model", card)).licence == {"license": "unknown"}
 
 
+def test_a_card_saved_on_windows_is_read(tmp_path: Path):
+    folder = model_folder(tmp_path, "model")
+    (folder / "README.md").write_bytes(b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\n# Model\r\n")
+    assert describe_base_model(folder).licence == {"license": "mit"}
+
+
 def test_a_card_in_another_encoding_is_read_as_far_as_it_can_be(tmp_path: Path):
     folder = model_folder(tmp_path, "model")
     (folder / "README.md").write_bytes("---\nlicense: mit\n# 通信\n---\n".encode("gbk"))
