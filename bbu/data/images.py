@@ -52,7 +52,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         DataError: the pixels are floating-point numbers, or whole numbers beyond 16 bits.
         Exception: whatever Pillow raises for damaged files.
     """
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(image)  # a copy in any case
     if image.mode == "F":
         raise DataError("the pixels are floating-point numbers, whose range is unknown; convert them to 8 bits")
     if image.mode.startswith("I"):
@@ -60,7 +60,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         photo = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _upper_8_bits(image: Image.Image) -> Image.Image:

@@ -25,7 +25,7 @@ from bbu.evaluation.report import flat_scalars
 from bbu.evaluation.run_settings import RunSettings
 from bbu.labels import LabelScheme
 from bbu.resize import smart_resize
-from bbu.run.checkpoints import MANIFEST, verify
+from bbu.run.checkpoints import MANIFEST, verify_model
 from bbu.run.folder import RunFolder, checkpoint_step
 from bbu.run.provenance import (
     code_hash,
@@ -245,7 +245,7 @@ class _PhotoPredictor:
         from bbu.inference.predictor import Predictor, best_device
         from bbu.models.torch_settings import prepare_torch
 
-        verify(self._folder)  # reads every byte, hence only where something is to be predicted
+        verify_model(self._folder)  # reads the weights, hence only where something is to be predicted
         config = self._config
         prepare_torch(config.model, config.infrastructure)
         return Predictor(
