@@ -39,6 +39,8 @@ _LEAST_SIDE = 1 - 1e-6
 """Of a box, in pixels, with room for rounding; conversion writes none that is shorter."""
 _MAX_SIDE = 1_000_000
 """Pixels; the largest image that any format here can hold has 65,535."""
+PHOTOS_HASH_SUFFIX = ".photos.sha256"
+"""Of the file beside a records file that holds the hash over its photos."""
 MAX_NAME_BYTES = 255
 """Of a file or folder, on all common filesystems."""
 MAX_PATH_BYTES = 1024
@@ -206,7 +208,7 @@ def _decode_line(line: bytes, where: str) -> str:
 
 def photos_hash_path(records: Path) -> Path:
     """The file beside a records file that holds the SHA-256 over its photos: `val.jsonl` -> `val.photos.sha256`."""
-    return records.with_suffix(".photos.sha256")
+    return records.with_suffix(PHOTOS_HASH_SUFFIX)
 
 
 def read_photos_hash(records: Path) -> str | None:

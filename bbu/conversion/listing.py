@@ -158,7 +158,8 @@ def _is_covered(path: str) -> bool:
 def _suffix_group(path: str) -> str:
     """The suffix under which a file is counted."""
     suffix = escaped_path(_split_suffix(path)[1])
-    return suffix if 1 < len(suffix) <= _MAX_SUFFIX_LENGTH and suffix.isprintable() else "no_suffix"
+    is_one = len(suffix) <= _MAX_SUFFIX_LENGTH and suffix.isprintable() and any(map(str.isalpha, suffix))
+    return suffix if is_one else "no_suffix"
 
 
 def _group_files(paths: Iterable[str]) -> list[PhotoFiles]:

@@ -30,7 +30,7 @@ from bbu.conversion.rejects import Reject, Unusable
 from bbu.conversion.vendor import read_photo
 from bbu.conversion.vendor_json import MAX_JSON_BYTES
 from bbu.errors import DataError
-from bbu.schema import photos_hash_path
+from bbu.schema import PHOTOS_HASH_SUFFIX, photos_hash_path
 
 _MAX_JPEG_BYTES = 256 * 2**20
 """Far above the file of any camera; it keeps a wrong file from filling the memory."""
@@ -222,12 +222,22 @@ def _write_photo(path: Path, jpeg: bytes, config: DataConfig) -> FileFacts:
             return facts
     except Unusable:
         pass
-    withdraw_hashes(config)
+    withdraw_hashes(config, of_all=True)
     write_file(path, jpeg)
     return replace(observe_file(path), sha256=hashlib.sha256(jpeg).hexdigest())
 
 
-def withdraw_hashes(config: DataConfig) -> None:
-    """Remove the hashes over the photos of each records file: they say what the photos are, and that is changing."""
-    for name in (config.train_file, config.val_file, config.teacher_file):
-        photos_hash_path(Path(config.data_root) / name).unlink(missing_ok=True)
+def withdraw_hashes(config: DataConfig, *, of_all: bool = False) -> None:
+    """Remove the hashes over the photos of the config's records files: they say what the photos are, which changes.
+
+    Args:
+        config: names the records files.
+        of_all: those of other records files beside them too, which may list the same photos.
+    """
+    names = (config.train_file, config.val_file, config.teacher_file)
+    paths = {photos_hash_path(Path(config.data_root) / name) for name in names}
+    if of_all:
+        folders = {Path(config.data_root), *(path.parent for path in paths)}
+        paths |= {path for folder in folders for path in folder.glob(f"*{PHOTOS_HASH_SUFFIX}")}
+    for path in paths:
+        path.unlink(missing_ok=True)

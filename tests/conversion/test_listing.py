@@ -47,12 +47,13 @@ def test_two_files_for_one_half_are_both_listed(tmp_path: Path) -> None:
 
 
 def test_files_of_no_photo_are_counted_by_suffix_or_reason(tmp_path: Path) -> None:
-    names = ["a.json", "a.png", "b.PNG", "notes", "x.not a suffix", ".hidden.json", ".bin/a.jpeg", "film.mp4", "z."]
+    names = ["a.json", "a.png", "b.PNG", "film.mp4", ".hidden.json", ".bin/a.jpeg"]
+    names += ["notes", "x.not a suffix", "z.", "part.001"]
     (tmp_path / "dead.txt").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe.log")
     listing = listing_of(tmp_path, *names)
     assert listing.uncovered == {
-        ".mp4": 1, ".png": 2, "dangling_link": 1, "hidden": 2, "no_suffix": 3, "special_file": 1,
+        ".mp4": 1, ".png": 2, "dangling_link": 1, "hidden": 2, "no_suffix": 4, "special_file": 1,
     }  # fmt: skip
     assert listing.photos == (PhotoFiles("a", "a", ("a.json",), (), ("a.png",)),)
 

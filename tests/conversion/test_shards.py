@@ -14,7 +14,7 @@ from bbu import convert
 from bbu.config.domains import DataConfig
 from bbu.conversion import photo
 from bbu.conversion.shards import convert_shard, merge_shards, missing_shards
-from bbu.schema import SHARD_FOLDER, read_photos_hash, read_records
+from bbu.schema import SHARD_FOLDER, photos_hash_path, read_photos_hash, read_records
 from tests.conversion.vendor_folder import config_of, jpeg, put, put_photo, record
 
 NAMES = [f"S{index:02d}" for index in range(12)]
@@ -214,12 +214,13 @@ def test_a_damaged_shard_is_made_again(config: DataConfig, content: str | None) 
 
 def test_between_a_shard_and_the_merge_no_hash_speaks_for_other_photos(config: DataConfig) -> None:
     convert_all(config)
-    records = Path(config.data_root) / "train.jsonl"
+    records, others = (Path(config.data_root) / name for name in ("train.jsonl", "of another config.jsonl"))
     before = read_photos_hash(records)
+    photos_hash_path(others).write_text("0" * 64)
     put(Path(config.vendor_dir), "S05.jpeg", jpeg("red"))
     for shard in missing_shards(config, SHARDS):
         convert_shard(config, shard, SHARDS)
-    assert read_photos_hash(records) is None
+    assert read_photos_hash(records) is None and read_photos_hash(others) is None
     merge_shards(config, SHARDS)
     assert read_photos_hash(records) not in (None, before)
 
