@@ -213,14 +213,7 @@ class Predictor:
             item if is_kept or item.photo is None or item.photo.is_file else dataclasses.replace(item, photo=None)
             for item in self.stream_results(images, prompt, source=source)
         ]
-        tally = Tally(results)
-        if results and tally.failed == len(results):
-            others = f" (and {len(results) - 1} other photos)" if len(results) > 1 else ""
-            raise DataError(f"{results[0].error}{others}")
-        for error in (item.error for item in results if item.error):
-            print_notice("bbu.inference", error)
-        if not tally.is_all_well:
-            print_notice("bbu.inference", str(tally))
+        _report(results)
         return DetectionLists(results)
 
     def _stream(
@@ -382,6 +375,18 @@ def _result_of(photo: Photo, plan: ResizePlan, source: Source, detections: Detec
         rejected=detections.rejected,
         photo=photo,
     )
+
+
+def _report(results: Sequence[PhotoResult]) -> None:
+    """Say what did not go well; DataError where no photo could be read."""
+    tally = Tally(results)
+    if results and tally.failed == len(results):
+        others = f" (and {len(results) - 1} other photos)" if len(results) > 1 else ""
+        raise DataError(f"{results[0].error}{others}")
+    for error in (item.error for item in results if item.error):
+        print_notice("bbu.inference", error)
+    if not tally.is_all_well:
+        print_notice("bbu.inference", str(tally))
 
 
 def _read_teachers(data: DataConfig, count: int) -> list[View]:

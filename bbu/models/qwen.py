@@ -208,12 +208,8 @@ def load_model(
         ConfigError: this machine lacks the configured attention.
     """
     path = check_folder(folder)
-    # transformers would report it as a defect of the folder. varlen is checked by those who use it.
-    keys = ("attn_implementation", "vision_attn_implementation")
-    check_attention_is_available({key: getattr(config, key) for key in keys if getattr(config, key) != VARLEN})
+    _prepare_attention(config)
     _register_weight_names()
-    if VARLEN in (config.attn_implementation, config.vision_attn_implementation):
-        register_varlen()
     try:
         qwen_config = _with_head(Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True), detection, path)
         with without_transformers_warnings():
@@ -238,6 +234,17 @@ def load_model(
     if detection is not None:
         model.detach_memory = detection.detection_detach_memory
     return _prepare_for_training(model, config) if for_training else model
+
+
+def _prepare_attention(config: ModelConfig) -> None:
+    """Register varlen where it is configured; raises ConfigError where this machine lacks flash attention.
+
+    transformers would report that as a defect of the folder. varlen is checked by those who use it.
+    """
+    names = {key: getattr(config, key) for key in ("attn_implementation", "vision_attn_implementation")}
+    check_attention_is_available({key: name for key, name in names.items() if name != VARLEN})
+    if VARLEN in names.values():
+        register_varlen()
 
 
 def _with_head(config: Qwen2_5_VLConfig, detection: DetectionConfig | None, path: Path) -> Qwen2_5_VLConfig:
