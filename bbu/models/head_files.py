@@ -40,7 +40,14 @@ def load_spec(folder: Path) -> HeadSpec | None:
     if description is None:
         return None
     try:
-        return build_dataclass(HeadSpec, description)
+        spec = build_dataclass(HeadSpec, description)
+        if min(spec.queries, spec.width, spec.layers, spec.heads, spec.ffn, spec.adapter_width) < 1:
+            raise JsonError("every size must be at least 1")
+        if not 0 < spec.prior < 1:
+            raise JsonError(f"prior {spec.prior} is no probability between 0 and 1")
+        if spec.width % spec.heads:
+            raise JsonError(f"width {spec.width} is no multiple of heads {spec.heads}")
+        return spec
     except JsonError as error:
         raise ModelError(
             f"{folder}: its detection head is described wrongly ({error}); copy the folder again"

@@ -150,6 +150,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "description cut": (lambda f: halve(f / "detection_head/config.json"), "not JSON"),
     "description of another head": (lambda f: change_description(f, ffn=64), "of another shape than config.json says"),
     "description of a newer head": (lambda f: change_description(f, sparse=True), "does not know it: 'sparse'"),
+    "description without a size": (lambda f: change_description(f, heads=0), "every size must be at least 1"),
+    "description of uneven heads": (lambda f: change_description(f, heads=5), "no multiple of heads 5"),
+    "description without a prior": (lambda f: change_description(f, prior=0.0), "no probability between 0 and 1"),
     "description with a text": (lambda f: change_description(f, width="wide"), "width must be int"),
 }  # fmt: skip
 
