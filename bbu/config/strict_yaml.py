@@ -86,7 +86,10 @@ def shorten(findings: list[str], what: str) -> list[str]:
 def _describe(error: yaml.MarkedYAMLError) -> str:
     """`line 3: …`, with the usual cause in words that help."""
     mark = error.problem_mark or error.context_mark
-    problem = " ".join(str(error.problem or error.context).split())
+    words = (
+        [error.context, error.problem] if str(error.problem).startswith("but ") else [error.problem or error.context]
+    )
+    problem = " ".join(" ".join(map(str, words)).split())
     if "'\\t'" in problem:
         problem = "a tab; indent with spaces"
     return f"line {mark.line + 1}: {problem}" if mark else problem
