@@ -29,8 +29,8 @@ _MARKER = re.compile(rb"\xff([\x01-\xfe])")
 _START_OF_SCAN = 0xDA
 _METADATA = {*range(0xE0, 0xF0), 0xFE} - {0xEE}
 """Second bytes of JPEG's APPn and COM markers (ITU-T T.81, table B.1) but Adobe's, which says how colours are coded."""
-_MOST_DECODED = 2_000_000_000
-"""Pixels times scans: 160 scans at 12 megapixels. A progressive JPEG has about 10, any other one."""
+_MOST_DECODED = 1_000_000_000
+"""Pixels times scans: 80 scans at 12 megapixels. A progressive JPEG has about 10, any other one."""
 _CAMERA_PADDING, _LONGEST_FILLING = 8, 64
 """Bytes between a picture and its end marker that some encoders leave, of any value and of zeros or ones. A picture
 whose end was overwritten leaves more: zeros make short blocks."""
