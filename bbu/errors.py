@@ -31,6 +31,8 @@ _BASE_PACKAGES = ("yaml", "PIL", "simplejpeg", "numpy", "pycocotools", "submitit
 """What the project's base installs; all other packages come with its extra `train`."""
 _MAX_WORD = 100
 """Letters of a word that are compared with valid words: the time grows with their square."""
+_MOST_LETTERS = 500
+"""Of a path in a message: of a longer one its end."""
 _ESCAPE = "bbu-escape"
 """Name of our error handler in `codecs`."""
 _MAKE_ROOM = "remove old runs, or choose another filesystem (output_root, data_root, TMPDIR)"
@@ -239,7 +241,7 @@ def _describe_os_error(error: OSError) -> str:
     name = error.filename2 or error.filename  # of a rename, the place that it was to go to
     if name is None and isinstance(error, FileNotFoundError):  # of os.getcwd()
         return "the current folder is gone; go to another one (cd)"
-    where = os.fsdecode(name) if isinstance(name, str | bytes) else _place(error)
+    where = os.fsdecode(name)[-_MOST_LETTERS:] if isinstance(name, str | bytes) else _place(error)
     advice = _ADVICE.get(error.errno, "")
     return f"{where}: {(error.strerror or str(error)).lower()}" + (f"; {advice}" if advice else "")
 

@@ -59,7 +59,7 @@ class RunFolder:
 
         Raises CheckpointError where there is none, with the nearest name.
         """
-        folder = Path(name).resolve()
+        folder = Path(os.path.realpath(name))  # Path.resolve() raises RuntimeError for links in a circle
         for path in (folder, folder.with_name(f"output-{folder.name}")) if folder.name else ():
             if cls(path).is_run:
                 return cls(path)
@@ -74,7 +74,7 @@ class RunFolder:
     @classmethod
     def all_in(cls, folder: Path) -> list[RunFolder]:
         """The run folders in a folder, by name; those that may not be entered too."""
-        runs = (cls(path.resolve()) for path in sorted(folder.glob("output-*")) if path.is_dir())
+        runs = (cls(Path(os.path.realpath(path))) for path in sorted(folder.glob("output-*")) if path.is_dir())
         return [run for run in runs if not os.access(run.root, os.X_OK) or run.is_run]
 
     @property

@@ -55,5 +55,7 @@ def test_an_unknown_run_names_the_nearest_one_or_those_that_there_are(run: RunFo
     run.checkpoint(3).mkdir()
     with pytest.raises(CheckpointError, match="a checkpoint of one; name the folder that it is in"):
         RunFolder.existing(run.checkpoint(3))
-    with pytest.raises(CheckpointError, match="not a run folder"):
-        RunFolder.existing("/")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("/", tmp_path / "loop"):
+        with pytest.raises(CheckpointError, match="not a run folder"):
+            RunFolder.existing(name)
