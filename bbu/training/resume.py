@@ -96,11 +96,14 @@ _TABLE: tuple[tuple[Effect, str], ...] = (
 EFFECTS: dict[str, Effect] = {key: effect for effect, keys in _TABLE for key in keys.split()}
 """Key -> the effect of a change, unless the values say more (`_SPECIAL_CASES`) or the key is not in use."""
 
+_WITHOUT_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor")
+"""Optimizers that do not read the settings of Adam."""
 _HEAD_KEYS = tuple(key for key in EFFECTS if key.startswith("detection_") and key != "detection_enabled")
 _IN_USE: tuple[tuple[Callable[[DirectConfig], bool], tuple[str, ...]], ...] = (
     (lambda config: config.max_steps <= 0, ("num_train_epochs",)),
     (lambda config: config.warmup_steps == 0, ("warmup_ratio",)),
     (lambda config: config.auto_scale_lr, ("lr_reference_batch_size",)),
+    (lambda config: config.optim not in _WITHOUT_BETAS, ("adam_beta1", "adam_beta2", "adam_epsilon")),
     (lambda config: config.nan_policy == "skip", ("nan_max_skips",)),
     (lambda config: config.save_strategy == "steps", ("save_steps",)),
     (lambda config: config.eval_strategy == "steps", ("eval_steps",)),

@@ -110,6 +110,24 @@ def test_zero2_resumes_with_the_optimizer_state_of_every_rank(demo: Demo, out: P
     assert read_scalars(run)["lm_loss"] == pytest.approx(one_rank["lm_loss"], rel=TOLERANCE)
 
 
+def test_zero2_resumed_under_a_changed_config_takes_its_rates_from_that(demo: Demo, out: Path, one_rank: dict):
+    """DeepSpeed's own checkpoint holds the old rates, and the old limit of the gradient norm."""
+    name, run = "changed", out / "output-changed"
+    train(demo, out, name, "deepspeed_enabled=true", "max_steps=3", ranks=2)
+    done = train(demo, out, name, "deepspeed_enabled=true", "llm_lr=2e-3", "max_grad_norm=0.5", ranks=2)
+    assert "llm_lr: 0.001 -> 0.002: in force from the next step on" in done.out, done.out
+    rates = read_scalars(run)
+    for step in (4, 5, 6):
+        assert rates["lr/llm"][step] == pytest.approx(2 * one_rank["lr/llm"][step])
+        assert rates["lr/vision"][step] == pytest.approx(one_rank["lr/vision"][step])
+
+
+def test_fewer_ranks_continue_the_epoch_with_the_samples_that_it_has_not_seen(demo: Demo, out: Path):
+    train(demo, out, "ranks", "max_steps=3", ranks=2)
+    done = train(demo, out, "ranks", "max_steps=5", ranks=1)
+    assert "epoch 2 continues under another cut of the data: 4 of 8 samples have been seen" in done.out, done.out
+
+
 def test_deepspeed_in_bfloat16_stops_at_a_gradient_that_is_not_finite(demo: Demo, tmp_path: Path):
     """DeepSpeed alone would skip such a step and continue without a message."""
     wild = ("deepspeed_enabled=true", "bf16=true", "llm_lr=1e30", "vision_lr=1e30", "max_grad_norm=0.0")

@@ -115,6 +115,11 @@ def test_a_change_is_said_with_its_effect(tmp_path: Path, change: str, words: st
     assert words in line
 
 
+def test_the_settings_of_adam_mean_nothing_to_another_optimizer(tmp_path: Path):
+    (line,) = said(saved_checkpoint(tmp_path, "optim=sgd"), "optim=sgd", "adam_beta1=0.5")
+    assert line == "changed without an effect on training: adam_beta1"
+
+
 HEAD = ("detection_enabled=true",)
 DEEPSPEED = ("deepspeed_enabled=true",)
 ZERO_2 = ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "mp_rank_00_model_states.pt")
