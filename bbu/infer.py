@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     files = find_photos(arguments.photos, leave_out=arguments.out)
-    if not any(path.exists() for path in files.paths):
+    if not any(os.path.exists(path) for path in files.paths):
         raise DataError(f"no such photo: {', '.join(map(str, files.paths[:5]))}; check the names")
     if files.skipped:
         print_notice(_PROGRAM, f"left out {files.describe_skipped()}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.boxes import TURNED_A_QUARTER
@@ -58,7 +58,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _upper_8_bits(image).convert("RGB")
     if image.has_transparency_data:
-        photo = image.convert("RGBA")
+        photo = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -108,6 +108,8 @@ def describe_damage(error: Exception) -> str:
     Pillow raises exceptions of many types for damaged files: OSError, SyntaxError, ValueError, struct.error and more.
     """
     text = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):  # its text has the address of a file in memory
+        text = "not an image, or damaged at its beginning"
     return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"
 
 

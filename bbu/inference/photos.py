@@ -63,9 +63,10 @@ class Photo:
             return Image.fromarray(content)
         if isinstance(content, bytes):
             return Image.open(io.BytesIO(content))
-        if not content.exists():
+        # os.path, because Path.exists() raises OSError for a name that is too long.
+        if not os.path.exists(content):
             raise DataError("no such file; check the name")
-        if not content.is_file():  # a FIFO would wait for its writer
+        if not os.path.isfile(content):  # a FIFO would wait for its writer
             raise DataError("not a plain file")
         return Image.open(content)
 
@@ -102,6 +103,8 @@ def find_photos(places: Iterable[str | os.PathLike[str]], leave_out: Path | None
     paths: dict[Path, None] = {}  # in order, each once
     skipped: Counter[str] = Counter()
     for place in places:
+        if not os.fspath(place):
+            raise DataError("an empty path is no photo; check the variable that it came from")
         path = Path(os.path.expanduser(place))
         files = _files_behind(path)
         if files is None:
@@ -208,9 +211,9 @@ def _reopened(image: Image.Image) -> Image.Image | None:
 
 def _files_behind(place: Path) -> list[Path] | None:
     """All files of a folder or pattern, photos or not; None for the path of a file, whether it exists or not."""
-    if place.is_dir():
+    if os.path.isdir(place):
         return list(_walk(place))
-    if place.exists() or not _PATTERN & set(str(place)):
+    if os.path.exists(place) or not _PATTERN & set(str(place)):
         return None
     # `**` would follow a link that leads back up, some 40 times.
     paths = (Path(match) for match in glob.glob(str(place), recursive=True))

@@ -195,6 +195,21 @@ def test_a_file_named_by_itself_is_listed_whatever_it_is(folder: Path):
     assert names(folder, f"{folder}/x.heic", f"{folder}/absent.jpg") == ["x.heic", "absent.jpg"]
 
 
+ODD_PATHS = ("x" * 5000, "a\0b.jpg", "https://host/a.jpg", "~nobody-of-that-name/a.jpg", "/dev/null")
+
+
+@pytest.mark.parametrize("name", ODD_PATHS)
+def test_a_path_of_any_form_that_is_no_photo_is_one_line(name: str):
+    (one,) = iterate_photos(name)
+    with pytest.raises(DataError, match=r"cannot be read \((no such file|not a plain file)"):
+        one.load()
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(DataError, match="an empty path is no photo"):
+        list(iterate_photos([""]))
+
+
 @pytest.mark.parametrize("place", ["sub/loop/sub/*.json", "*.bmp", ".hidden/none*"])
 def test_a_folder_or_pattern_without_photos_is_refused(folder: Path, place: str):
     with pytest.raises(DataError, match="no photos there"):
