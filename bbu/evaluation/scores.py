@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import CheckpointError
-from bbu.evaluation.metrics import Headline
 from bbu.evaluation.pending import metrics_files
 from bbu.evaluation.report import score_text
 from bbu.evaluation.run_settings import RunSettings
@@ -22,6 +21,8 @@ from bbu.schema import SOURCES, Source
 from bbu.strict_json import JsonError, build_dataclass, read_json
 
 logger = logging.getLogger(__name__)
+_SHARES = ("precision", "recall", "f1")
+"""The scores of a headline."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,20 @@ class Score:
     """the checkpoint's step"""
     source: Source
     """what predicted"""
-    headline: Headline
-    """the scores; None where there is none, as over no true object"""
+    precision: float | None
+    """share of the predicted objects that are right; None where there is no score"""
+    recall: float | None
+    """share of the true objects that were found; None where there is no score"""
+    f1: float | None
+    """harmonic mean of precision and recall; None where there is no score, as over no true object"""
     differs: tuple[str, ...] = ()
     """config keys, and facts such as `val_file`, in which the evaluation differs from the run"""
     dataset_sha256: str | None = None
     """hash of the ground truth; None where the file does not state it"""
 
     def __str__(self) -> str:
-        values = (("precision", self.headline.precision), ("recall", self.headline.recall), ("F1", self.headline.f1))
+        values = (("precision", self.precision), ("recall", self.recall), ("F1", self.f1))
         return f"step {self.step}, {self.source}: {', '.join(f'{n} {score_text(v)}' for n, v in values)}{self._mark}"
-
-    @property
-    def f1(self) -> float | None:
-        return self.headline.f1
 
     @property
     def brief(self) -> str:
@@ -58,7 +59,7 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """The score for JSON; `differs` where anything does."""
-        numbers = {"precision": self.headline.precision, "recall": self.headline.recall, "f1": self.f1}
+        numbers = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
         marks = {"differs": list(self.differs)} if self.differs else {}
         return {"step": self.step, "source": self.source, **numbers, **marks}
 
@@ -125,13 +126,14 @@ def _read_score(step: int, source: Source, path: Path, settings: RunSettings) ->
     """Take the headline from a metrics.json, of this version or an older one."""
     advice = "remove the folder and score again"
     content = read_json(path, CheckpointError, advice)
+    headline = content.get("headline")
+    shares = {k: v for k, v in headline.items() if k in _SHARES} if isinstance(headline, dict) else {}
+    values = dict.fromkeys(shares) if _is_about_nothing(content) else shares
+    facts = {"differs": list(settings.differences(content)), "dataset_sha256": content.get("dataset_sha256")}
     try:
-        headline = build_dataclass(Headline, content.get("headline"))
+        return build_dataclass(Score, {"step": step, "source": source, **values, **facts})
     except JsonError as error:
         raise CheckpointError(f"{path}: {error}; {advice}") from error
-    if _is_about_nothing(content):
-        headline = Headline(headline.iou, None, None, None)
-    return Score(step, source, headline, settings.differences(content), content.get("dataset_sha256"))
 
 
 def _is_about_nothing(content: Mapping[str, Any]) -> bool:
