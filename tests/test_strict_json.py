@@ -148,11 +148,6 @@ def read_result(root: Path, text: str) -> None:
     Ledger(root).result("a")
 
 
-def read_claim(root: Path, text: str) -> None:
-    write(root / "claims/a.1", text)
-    Ledger(root).held()
-
-
 READERS: dict[str, Callable[[Path, str], object]] = {
     "manifest": lambda root, text: Manifest.load(write(root / "MANIFEST.json", text).parent),
     "model config": lambda root, text: sources_of(write(root / "config.json", text).parent),
@@ -161,7 +156,6 @@ READERS: dict[str, Callable[[Path, str], object]] = {
     "provenance": lambda root, text: record_start(RunFolder(write(root / "provenance.json", text).parent), {}, ()),
     "lease": read_lease,
     "result": read_result,
-    "claim": read_claim,
 }
 HOSTILE = {
     "no JSON": "{",
@@ -183,6 +177,13 @@ def test_each_reader_of_a_run_folder_names_the_file_that_is_damaged(
     with pytest.raises(BBUError) as caught:
         read(tmp_path, text)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_damaged_claim_is_passed_over_with_a_warning(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture):
+    ledger = Ledger(tmp_path)
+    write(tmp_path / "claims/a.1", text)
+    assert ledger.held() == [] and "claims/a.1" in caplog.text
 
 
 def test_a_status_or_record_with_a_value_of_another_type_is_damaged(tmp_path: Path):
