@@ -80,7 +80,8 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether a training was submitted, or has begun, or has failed to, in this folder."""
-        return self.jobs.is_file() or self.config.is_file() or self.status.is_file()
+        # os.path, because Path.is_file() raises OSError for a name that is too long.
+        return any(os.path.isfile(path) for path in (self.jobs, self.config, self.status))
 
     @property
     def name(self) -> str:
