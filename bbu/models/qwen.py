@@ -203,8 +203,7 @@ def load_model(
         for_training: switch the cache off and gradient checkpointing on, if configured.
 
     Raises:
-        ModelError: the folder is missing, holds another architecture or a head of another shape, or its weights leave
-            parameters unset.
+        ModelError: the folder is missing or incomplete, or holds another architecture or a head of another shape.
         ConfigError: this machine lacks the configured attention.
     """
     path = check_folder(folder)
@@ -227,8 +226,7 @@ def load_model(
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot load the model ({_first_line(error)}); check the folder") from error
     model, report = loaded  # a pair because of output_loading_info
-    # transformers saves under the names that it has loaded, or under ZeRO-3 under every old name that it knows of
-    # (model.model.layers…), which other versions cannot load. Without this memory it saves under the published names.
+    # With these, ZeRO-3 saves under old names (model.model.layers…), which other versions of transformers cannot load.
     model._weight_conversions = None
     _check_complete(_fill_head(model, set(report["missing_keys"]), path), path)
     if detection is not None:
