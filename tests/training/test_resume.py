@@ -289,7 +289,7 @@ def test_a_start_that_fails_is_recorded_and_begins_no_run(train: Train, tmp_path
 
 
 def test_prompts_that_differ_are_warned_of(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    train(tmp_path, "max_steps=1", "eval_prompt=concise")
+    train(tmp_path, "max_steps=1", "train_prompt=detailed")
     (warning,) = [record.getMessage() for record in caplog.records if "eval_prompt" in record.getMessage()]
     assert "train_prompt is detailed but eval_prompt is concise" in warning
 
