@@ -12,12 +12,6 @@ from bbu.schema import REJECTS_FILE, REPORT_FILE, SHARD_FOLDER, photos_hash_path
 _RECORDS_KEYS = ("train_file", "val_file", "teacher_file")
 
 CROSS_RULES = (
-    CrossRule(
-        ("lr_scheduler_type",),
-        lambda name: name == "reduce_lr_on_plateau",
-        "lr_scheduler_type {0} follows a score, which training does not compute; use cosine, linear or another that "
-        "follows the step alone",
-    ),
     CrossRule(("bf16", "fp16"), lambda bf16, fp16: bf16 and fp16, "bf16 and fp16 exclude each other; set one to false"),
     CrossRule(
         ("max_steps", "num_train_epochs"),

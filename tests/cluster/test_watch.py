@@ -80,7 +80,8 @@ def test_a_failed_job_is_seen_with_its_exit_code(user: User, trained: str) -> No
     settings = ("--set", "run_name=broken", "--set", "model_path=nowhere")
     job = user.submit(*settings)["train"]
     assert user.cluster.wait(job) == "FAILED"
-    assert status(user, "output-broken")["state"] == "not begun, FAILED, exit code 4"
+    state = status(user, "output-broken")["state"]
+    assert state.startswith("failed to start: nowhere: no such model folder") and state.endswith("FAILED, exit code 4")
     assert "nowhere" in user.call("submit", "logs", "output-broken").stdout
 
 

@@ -22,7 +22,6 @@ def findings_of(*overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        ("lr_scheduler_type=reduce_lr_on_plateau", "follows a score, which training does not compute"),
         ("bf16=true fp16=true", "bf16 and fp16 exclude each other"),
         ("max_steps=-1 num_train_epochs=0", "max_steps and num_train_epochs are both 0 or less"),
         ("save_strategy=no save_final=false", "save_strategy no with save_final false would lose"),
