@@ -1,6 +1,7 @@
 """`python -m tests.bench [NAME…]`: measure beside a peer in the same run; without a name, list the benchmarks.
 
-A benchmark is a module of this package with a `run() -> str`. Figures are never asserted: machines differ.
+A benchmark is a module of this package with a `run()`, which returns rows, or a text. RESULTS.md keeps the newest
+result of each. Figures are never asserted: machines differ.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import importlib
 import pkgutil
 import sys
 from pathlib import Path
+
+from tests.bench._results import format_rows, record_result
 
 
 def list_benchmarks() -> list[str]:
@@ -26,10 +29,18 @@ def main(argv: list[str] | None = None) -> int:
     if not names:
         print("\n".join(benchmarks))
     for name in names:
-        module = importlib.import_module(f"tests.bench.{name}")
-        print(f"--- {name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
-        print(module.run(), flush=True)
+        run_benchmark(name)
     return 0
+
+
+def run_benchmark(name: str) -> None:
+    """Run one benchmark, print its result and record it."""
+    module = importlib.import_module(f"tests.bench.{name}")
+    summary = (module.__doc__ or "").splitlines()[0]
+    print(f"--- {name}: {summary}", flush=True)
+    result = module.run()
+    print(result if isinstance(result, str) else format_rows(result, "simple"), flush=True)
+    record_result(name, summary, f"```\n{result}\n```" if isinstance(result, str) else format_rows(result))
 
 
 if __name__ == "__main__":

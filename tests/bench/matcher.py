@@ -7,26 +7,25 @@ import time
 from collections.abc import Callable
 
 import torch
-from tabulate import tabulate
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 
 from bbu.config.read import load_config
 from bbu.losses.matcher import HungarianMatcher
+from tests.bench._results import Row
 
-SIZES = ((8, 100, 8), (32, 300, 43))
-"""(batch, queries, most targets of a sample)"""
-
-
-def run() -> str:
-    rows = [measure(*size) for size in SIZES]
-    return tabulate(
-        rows, headers=["batch", "queries", "targets", "ours ms", "transformers ms", "ratio"], floatfmt=".1f"
-    )
+OUTPUTS = 7
+"""Outputs of a head with six layers, each of which is matched."""
+SIZES = ((8, 100, 8, "6x"), (8, 100, 43, "15x"), (32, 300, 43, "60x"))
+"""(batch, queries, most targets of a sample, wanted ratio)"""
 
 
-def measure(batch: int, queries: int, targets: int) -> list[float]:
+def run() -> list[Row]:
+    return [measure(*size) for size in SIZES]
+
+
+def measure(batch: int, queries: int, targets: int, wanted: str) -> Row:
     torch.manual_seed(0)
-    boxes, logits = torch.rand(1, batch, queries, 4) * 0.5, torch.randn(1, batch, queries)
+    boxes, logits = torch.rand(OUTPUTS, batch, queries, 4) * 0.5, torch.randn(OUTPUTS, batch, queries)
     truth = [torch.rand(int(n), 4) * 0.5 for n in torch.randint(1, targets + 1, (batch,))]
     valid = torch.ones(batch, queries, dtype=torch.bool)
     labels = [{"class_labels": torch.zeros(len(t), dtype=torch.int64), "boxes": t} for t in truth]
@@ -34,18 +33,24 @@ def measure(batch: int, queries: int, targets: int) -> list[float]:
         load_config("smoke").detection, detection_cost_bbox=5.0, detection_cost_giou=2.0, detection_cost_objectness=2.0
     )
     ours, theirs = HungarianMatcher(detection), DeformableDetrHungarianMatcher(2.0, 5.0, 2.0)
-    outputs = {"logits": logits[0, ..., None], "pred_boxes": boxes[0]}
-    matches, expected = ours(boxes, logits, valid, truth), theirs(outputs, labels)
+    outputs = [{"logits": logits[i, ..., None], "pred_boxes": boxes[i]} for i in range(OUTPUTS)]
+    matches, expected = ours(boxes, logits, valid, truth), [theirs(output, labels) for output in outputs]
     offsets = [sum(len(t) for t in truth[:b]) for b in range(batch)]
-    pairs = {(int(s), int(q), int(t)) for s, q, t in zip(matches.sample, matches.query, matches.target, strict=True)}
+    fields = (matches.layer, matches.sample, matches.query, matches.target)
+    pairs = set(zip(*(field.tolist() for field in fields), strict=True))
     expected_pairs = {
-        (b, int(q), offsets[b] + int(t))
-        for b, (rows, columns) in enumerate(expected)
+        (layer, b, int(q), offsets[b] + int(t))
+        for layer, assignment in enumerate(expected)
+        for b, (rows, columns) in enumerate(assignment)
         for q, t in zip(rows, columns, strict=True)
     }
     assert pairs == expected_pairs, "the two matchers disagree"
-    our_ms, their_ms = best_ms(lambda: ours(boxes, logits, valid, truth)), best_ms(lambda: theirs(outputs, labels))
-    return [batch, queries, targets, our_ms, their_ms, their_ms / our_ms]
+    our_ms = best_ms(lambda: ours(boxes, logits, valid, truth))
+    their_ms = best_ms(lambda: [theirs(output, labels) for output in outputs])
+    return Row(
+        f"matching {OUTPUTS} outputs, {batch} samples x {queries} queries x up to {targets} targets",
+        f"{our_ms:.1f} ms", f"transformers' Deformable DETR {their_ms:.1f} ms", their_ms / our_ms, wanted,
+    )  # fmt: skip
 
 
 def best_ms(call: Callable[[], object], repeats: int = 15) -> float:
