@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.config.domains import DataConfig, LongSamplePolicy
 from bbu.data.chat import Chat, ChatBuilder, Turn, check_placeholders, format_answer, reading_order
-from bbu.data.images import ImagePreparer, Pixels, load_image, read_size
+from bbu.data.images import ImagePreparer, Pixels, RgbImage, load_rgb, read_size, size_of
 from bbu.data.packing import SampleCost
 from bbu.data.prompts import Prompt, get_prompt
 from bbu.data.records import read_pool, read_split
@@ -75,7 +74,7 @@ class SampleBuilder:
     def build_question(
         self,
         name: str,
-        images: Sequence[Image.Image],
+        images: Sequence[RgbImage],
         instruction: str | None = None,
         teachers: Sequence[View] = (),
     ) -> Sample:
@@ -129,11 +128,12 @@ class SampleBuilder:
         return Turn(role, tuple(p.placeholders for p in plans), instruction or self._prompt.instruction, answer)
 
     def _load(self, name: str, view: View) -> Pixels:
-        images = [load_image(self._root / path, name) for path in view.images]
-        if view.width is not None and images[0].size != (view.width, view.height):
+        images = [load_rgb(self._root / path, name) for path in view.images]
+        width, height = size_of(images[0])
+        if view.width is not None and (width, height) != (view.width, view.height):
             raise DataError(
-                f"{name}: {view.images[0]} is {images[0].width}x{images[0].height} pixels but the record says "
-                f"{view.width}x{view.height}; convert again"
+                f"{name}: {view.images[0]} is {width}x{height} pixels but the record says {view.width}x{view.height}; "
+                "convert again"
             )
         return self._images.prepare(images)
 
@@ -152,7 +152,7 @@ class SampleBuilder:
         return reading_order(moved) if self._sort else moved
 
     def _sample(self, name: str, chat: Chat, pixels: Sequence[Pixels], objects: tuple[BBUObject, ...]) -> Sample:
-        patches = torch.cat([p.patches for p in pixels])
+        patches = pixels[0].patches if len(pixels) == 1 else torch.cat([p.patches for p in pixels])  # cat always copies
         grid = torch.cat([p.grid for p in pixels])
         check_placeholders(chat, grid, len(patches), self._images.merge_size, name)
         student = pixels[-1].plans[0]
