@@ -1,8 +1,10 @@
-"""Attention that transformers does not bring: the varlen kernel, all vision windows in one call, and a safety check.
+"""Attention that transformers does not bring: packed samples one by one under sdpa, the varlen kernel, all vision
+windows in one call, and a safety check.
 
 Samples packed into one row stay apart only if the attention knows where each one begins. transformers 5.23 reads this
-from row 0 of position_ids with four rows, provided that there is neither an attention_mask nor a cache. From it, sdpa
-and eager get a block mask, flash attention gets the bounds of the samples, and so does `varlen` here.
+from row 0 of position_ids with four rows, provided that there is neither an attention_mask nor a cache. From it, eager
+gets a block mask, and flash attention the bounds of the samples; so do `varlen` and `sdpa` here. With the stock block
+mask, sdpa would compute the scores of all pairs of samples, in its slow kernels.
 
 Shapes: B rows, S tokens in a row, T = B * S tokens, H heads, G heads of keys and values, D width of a head,
 N segments, P patches, C width of the vision tower.
@@ -36,6 +38,9 @@ from bbu.errors import ConfigError
 
 VARLEN = "varlen"
 """The name under which the varlen kernel is registered, and the value of attn_implementation that selects it."""
+_SDPA = "sdpa"
+_SDPA_BY_SAMPLE = "sdpa_by_sample"
+"""The name under which sdpa of packed samples is registered; `sdpa` in the run config selects it."""
 _FLASH = "flash_attention_2"
 _LOOPED = ("sdpa", "eager")
 """Implementations that the stock vision attention calls once for each window."""
@@ -80,12 +85,93 @@ class _Segments:
     """[N+1] int32: the first token of each of N segments, then the end of the last segment."""
     longest: int
     """Length of the longest segment in tokens, or an upper bound of it."""
+    lengths: tuple[int, ...] = ()
+    """Lengths of the N segments in tokens; the varlen kernel does not need them."""
 
     @classmethod
     def from_starts(cls, starts: torch.Tensor) -> _Segments:
         """starts: [T] bool, True at the first token of each segment (T tokens)."""
         bounds = pad(starts.nonzero().flatten(), (0, 1), value=len(starts)).to(torch.int32)
-        return cls(bounds, int(bounds.diff().max()))
+        lengths = tuple(bounds.diff().tolist())
+        return cls(bounds, max(lengths), lengths)
+
+
+# --- sdpa ---
+
+
+def register_text_attention(name: Attention) -> str:
+    """Let packed rows under sdpa be computed sample by sample. Call it before the model is loaded.
+
+    Args:
+        name: the run config's attn_implementation.
+
+    Returns:
+        The name to load the language model with.
+    """
+    if name != _SDPA:
+        return name
+    AttentionInterface.register(_SDPA_BY_SAMPLE, _attend_by_sample)
+    AttentionMaskInterface.register(_SDPA_BY_SAMPLE, _by_sample_mask)
+    return _SDPA_BY_SAMPLE
+
+
+def _by_sample_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **more: Any,
+) -> _Segments | torch.Tensor | None:
+    """Return the samples of a packed row in place of a mask; for anything else, the stock mask of sdpa.
+
+    Args:
+        mask_function: transformers' rule (batch, head, query index, key index) -> bool: may the query see the key?
+        attention_mask: [B, S] bool, True at real tokens (B rows, S tokens); None where no token is padding.
+    """
+    # transformers replaces the plain causal rule where positions begin anew; `local_size` is that of a sliding window.
+    is_packed = batch_size == 1 and attention_mask is None and mask_function is not causal_mask_function
+    if not is_packed or q_length != kv_length or more.get("local_size") is not None:
+        return sdpa_mask(
+            batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask,
+            device=device, **more,
+        )  # fmt: skip
+    return _Segments.from_starts(_find_starts(batch_size, q_length, mask_function, device).flatten())
+
+
+def _attend_by_sample(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: _Segments | torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute causal attention within each sample of a packed row; without segments it is the stock sdpa.
+
+    Shapes:
+        query: [B, H, S, D]
+        key, value: [B, G, S, D]
+        result: [B, S, H, D], and None in place of attention weights
+        (B rows, H heads, G heads of keys and values, S tokens in a row, D width of a head)
+    """
+    if not isinstance(attention_mask, _Segments):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    samples = zip(*(states.split(attention_mask.lengths, dim=2) for states in (query, key, value)), strict=True)
+    return torch.cat([sdpa_attention_forward(module, *sample, None, **options)[0] for sample in samples], dim=1), None
+
+
+def _find_starts(rows: int, tokens: int, mask_function: Callable[..., Any], device: torch.device | str) -> torch.Tensor:
+    """[B, S] bool: True at the first token of each sample, in B rows of S tokens.
+
+    The mask function knows where packed samples begin: a token that may not see its predecessor is the first of its
+    sample. The rule is the same for every head, so head 0 stands for all.
+    """
+    token = torch.arange(1, tokens, device=device)
+    row = torch.arange(rows, device=device)[:, None]
+    joined = mask_function(row, torch.zeros_like(row), token, token - 1).expand(rows, -1)
+    return pad(~joined, (1, 0), value=True)
 
 
 # --- varlen ---
@@ -122,16 +208,12 @@ def _varlen_mask(
             batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask,
             device=device, **more,
         )  # fmt: skip
-    # The mask function knows where packed samples begin: a token that may not see its predecessor starts a segment.
-    # The rule is the same for every head, so head 0 stands for all.
-    token = torch.arange(1, q_length, device=device)
-    row = torch.arange(batch_size, device=device)[:, None]
-    joined = mask_function(row, torch.zeros_like(row), token, token - 1).expand(batch_size, -1)
+    starts = _find_starts(batch_size, q_length, mask_function, device)
     # A change between real tokens and padding starts a segment too, so that real tokens never see padding.
     if attention_mask is not None:
-        joined = joined & (attention_mask[:, 1:] == attention_mask[:, :-1])
-    # The first token of every row starts a segment; then the rows are laid end to end, as the kernel wants them.
-    return _Segments.from_starts(pad(~joined, (1, 0), value=True).flatten())
+        starts = starts | pad(attention_mask[:, 1:] != attention_mask[:, :-1], (1, 0), value=True)
+    # The rows are laid end to end, as the kernel wants them.
+    return _Segments.from_starts(starts.flatten())
 
 
 def _varlen_attention(

@@ -30,7 +30,13 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from bbu.config.domains import DetectionConfig, ModelConfig
 from bbu.errors import ModelError
-from bbu.models.attention import VARLEN, check_attention_is_available, register_varlen, use_windowed_attention
+from bbu.models.attention import (
+    VARLEN,
+    check_attention_is_available,
+    register_text_attention,
+    register_varlen,
+    use_windowed_attention,
+)
 from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
 from bbu.models.head_files import has_own_weights, load_head, load_spec, save_head, split_weights, weight_names
@@ -207,7 +213,7 @@ def load_model(
         ConfigError: this machine lacks the configured attention.
     """
     path = check_folder(folder)
-    _prepare_attention(config)
+    implementations = _prepare_attention(config)
     _register_weight_names()
     try:
         qwen_config = _with_head(Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True), detection, path)
@@ -216,10 +222,7 @@ def load_model(
                 path,
                 config=qwen_config,
                 dtype=_DTYPES[config.torch_dtype],
-                attn_implementation={
-                    "text_config": config.attn_implementation,
-                    "vision_config": config.vision_attn_implementation,
-                },
+                attn_implementation=implementations,
                 local_files_only=True,
                 output_loading_info=True,
             )
@@ -234,15 +237,20 @@ def load_model(
     return _prepare_for_training(model, config) if for_training else model
 
 
-def _prepare_attention(config: ModelConfig) -> None:
-    """Register varlen where it is configured; raises ConfigError where this machine lacks flash attention.
+def _prepare_attention(config: ModelConfig) -> dict[str, str]:
+    """Register the configured attentions and return transformers' names of them for both towers.
 
-    transformers would report that as a defect of the folder. varlen is checked by those who use it.
+    Raises ConfigError where this machine lacks flash attention, which transformers would report as a defect of the
+    folder. varlen is checked by those who use it.
     """
     names = {key: getattr(config, key) for key in ("attn_implementation", "vision_attn_implementation")}
     check_attention_is_available({key: name for key, name in names.items() if name != VARLEN})
     if VARLEN in names.values():
         register_varlen()
+    return {
+        "text_config": register_text_attention(config.attn_implementation),
+        "vision_config": config.vision_attn_implementation,
+    }
 
 
 def _with_head(config: Qwen2_5_VLConfig, detection: DetectionConfig | None, path: Path) -> Qwen2_5_VLConfig:
