@@ -159,7 +159,7 @@ def _attend_by_sample(
     if not isinstance(attention_mask, _Segments):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     samples = zip(*(states.split(attention_mask.lengths, dim=2) for states in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, *sample, None, **options)[0] for sample in samples], dim=1), None
+    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in samples], dim=1), None
 
 
 def _find_starts(rows: int, tokens: int, mask_function: Callable[..., Any], device: torch.device | str) -> torch.Tensor:
