@@ -1,0 +1,233 @@
+"""One training step of a packed row beside a stock step on the same samples: speed, memory, waits of the host.
+
+The stock step is what `transformers.Trainer` computes: a padded batch, labels handed to the model, logits of every
+token. Both use bfloat16 weights and AdamW on them (8 bytes a parameter), and the same random weights.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from bbu.config.flat import DirectConfig
+from bbu.data.collators import PackedDataCollator, StandardDataCollator
+from bbu.data.types import Sample
+from bbu.models.qwen import MODEL_INPUTS, BBUModel
+from bbu.training.flops import measure_work, peak_flops, training_flops
+from bbu.training.loss_manager import LossManager, global_counts
+from bbu.training.objective import Objective
+from tests.bench._gpu_model import ModelSize, build_config, build_model, move_batch
+from tests.bench._results import Row
+from tests.commands import ROOT
+
+_SYNC_WARNING = "synchronizing CUDA operation"
+"""What torch says in sync debug mode where the host waits for the device."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Measured steps of one model."""
+
+    seconds: float
+    """Of the fastest step: forward, backward and optimizer."""
+    peak_bytes: int
+    """Most memory of tensors on the GPU during a step; 0 on a CPU."""
+    waits: Counter[str] = field(default_factory=Counter)
+    """Waits of the host in one step, by the line that waits; empty on a CPU."""
+    loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """What is measured: a model, its samples, and how often."""
+
+    config: DirectConfig
+    """Run config: losses, head, checkpointing."""
+    size: ModelSize
+    samples: list[Sample]
+    our_attention: tuple[str, str]
+    """Of the text model and of the vision tower."""
+    stock_attention: tuple[str, str]
+    repeats: int
+    dtype: torch.dtype = torch.bfloat16
+    """Of the weights."""
+
+
+def measure_our_step(case: StepCase, device: torch.device) -> Step | None:
+    """Measure our step: a packed row, logits of supervised tokens, the head if enabled; None if out of memory."""
+    config, batch = case.config, PackedDataCollator(0, max_total_length=1 << 20, pad_to_multiple_of=8)(case.samples)
+    objective = Objective(config.detection, config.model.logits_chunk_size)
+    manager = LossManager(config.training, config.detection, device)
+    counts = global_counts(objective.counts([batch]))
+
+    def prepare() -> tuple[Any, Callable[[], torch.Tensor]]:
+        model_config = build_config(case.size, config.detection)
+        model = build_model(BBUModel, model_config, device, case.dtype, case.our_attention)
+        inputs = move_batch(batch, device, case.dtype)
+        return model, lambda: manager.objective(objective.losses(model, inputs), counts)
+
+    return none_if_out_of_memory(lambda: _measure(*prepare(), device, case))
+
+
+def measure_stock_step(case: StepCase, device: torch.device) -> Step | None:
+    """Measure the stock step on the same samples; None if out of memory."""
+    batch = StandardDataCollator(0)(case.samples)
+
+    def prepare() -> tuple[Any, Callable[[], torch.Tensor]]:
+        kind, model_config = Qwen2_5_VLForConditionalGeneration, build_config(case.size)
+        model = build_model(kind, model_config, device, case.dtype, case.stock_attention)
+        inputs = move_batch(batch, device, case.dtype)
+        arguments = {name: inputs[name] for name in (*MODEL_INPUTS, "labels") if name in inputs}
+        return model, lambda: model(**arguments, use_cache=False).loss
+
+    return none_if_out_of_memory(lambda: _measure(*prepare(), device, case))
+
+
+def _measure(model: Any, loss: Callable[[], torch.Tensor], device: torch.device, case: StepCase) -> Step:
+    if case.config.model.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device.type == "cuda")
+    losses: list[torch.Tensor] = []
+
+    def step() -> None:
+        value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(value.detach())
+
+    step()  # the first one makes the optimizer's states, and chooses kernels
+    reset_peak_memory(device)
+    times = [_seconds_of(step, device) for _ in range(case.repeats)]
+    peak = read_peak_memory(device)
+    return Step(min(times), peak, count_host_waits(step, device), float(losses[-1]))
+
+
+def _seconds_of(step: Callable[[], None], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    step()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+# --- what only a GPU shows ---
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count the peak of a GPU's memory from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def read_peak_memory(device: torch.device) -> int:
+    """Most bytes of tensors on a GPU since the last reset; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def count_host_waits(step: Callable[[], None], device: torch.device) -> Counter[str]:
+    """Count how often the host waits for a GPU in a step, by the line of Python that waits; nothing on a CPU."""
+    if device.type != "cuda":
+        return Counter()
+    with _sync_warnings() as caught:
+        step()
+    return count_sites(caught)
+
+
+def count_sites(caught: Iterable[warnings.WarningMessage]) -> Counter[str]:
+    """Count torch's warnings that the host waited, by their file and line."""
+    waits = (warning for warning in caught if _SYNC_WARNING in str(warning.message))
+    return Counter(f"{_short_path(wait.filename)}:{wait.lineno}" for wait in waits)
+
+
+@contextmanager
+def _sync_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield caught
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def _short_path(name: str) -> str:
+    """A path from the checkout, or from the folder of packages."""
+    return name.removeprefix(f"{ROOT}/").rpartition("site-packages/")[-1]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def none_if_out_of_memory(measure: Callable[[], Step]) -> Step | None:
+    """The result, or None where the GPU has too little memory, which is a result too."""
+    step = None
+    with suppress(torch.OutOfMemoryError):
+        step = measure()
+    gc.collect()  # after the block: the error held the frames, and with them the tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return step
+
+
+# --- rows ---
+
+
+def step_rows(case: StepCase, device: torch.device, what: str, ours: Step | None, stock: Step | None) -> list[Row]:
+    """Rows of speed, memory and waits of our step beside the stock one."""
+    work = measure_work([PackedDataCollator(0, max_total_length=1 << 20)(case.samples)])
+    flops, peak = training_flops(build_config(case.size), work), peak_flops(device)
+
+    def speed(step: Step | None) -> str:
+        if step is None:
+            return "out of memory"
+        share = f", MFU {flops / step.seconds / peak:.0%}" if peak else ""
+        return f"{work.tokens / step.seconds:,.0f} tokens/s{share}"
+
+    speedup = stock.seconds / ours.seconds if ours and stock else None
+    rows = [Row(f"{what}: speed", speed(ours), f"stock, padded {speed(stock)}", speedup, "1.0x", _remark(ours))]
+    if device.type == "cuda":
+        rows.append(_memory_row(what, ours, stock, estimate_peak(case)))
+        rows.append(Row(f"{what}: host waits", _waits(ours), f"stock {_waits(stock)}", None, "2", _sites(ours)))
+    return rows
+
+
+def _memory_row(what: str, ours: Step | None, stock: Step | None, estimate: float | None) -> Row:
+    ratio = stock.peak_bytes / ours.peak_bytes if ours and stock else None
+    remark = ""
+    if estimate is not None:
+        share = f", {estimate / ours.peak_bytes:.0%} of the peak" if ours else ""
+        remark = f"estimate {estimate / 2**30:.1f} GiB{share}"
+    return Row(f"{what}: peak memory", _gibibytes(ours), f"stock {_gibibytes(stock)}", ratio, "1.0x", remark)
+
+
+def _gibibytes(step: Step | None) -> str:
+    return f"{step.peak_bytes / 2**30:.1f} GiB" if step else "out of memory"
+
+
+def _waits(step: Step | None) -> str:
+    return str(step.waits.total()) if step else "out of memory"
+
+
+def _sites(step: Step | None) -> str:
+    return ", ".join(f"{count} at {site}" for site, count in step.waits.most_common(3)) if step else ""
+
+
+def _remark(step: Step | None) -> str:
+    return "WRONG: the loss is not finite" if step and step.loss != step.loss else ""
+
+
+def estimate_peak(case: StepCase) -> float | None:
+    """The peak in bytes that the project computes before a training starts."""
+    return None
