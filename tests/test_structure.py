@@ -29,7 +29,7 @@ TORCH_FREE = {
 }  # fmt: skip
 NEEDS_TORCH = {"doctor/collective.py"}
 """Files of torch-free packages that run inside the image alone, and that nothing torch-free imports at the top."""
-HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "safetensors"}
+HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "safetensors"}
 FILES = sorted((ROOT / "bbu").rglob("*.py"))
 
 

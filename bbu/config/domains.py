@@ -87,7 +87,7 @@ class ModelConfig:
     vision_attn_implementation: Annotated[Attention, SCORE]
     """Attention of the vision tower."""
     torch_dtype: Annotated[Literal["float32", "bfloat16", "float16"], SCORE]
-    """Dtype of the loaded weights; training below float32 needs DeepSpeed."""
+    """Dtype of the loaded weights; below float32, training needs DeepSpeed or lora_rank above 0."""
     tf32: bool
     """Let float32 matrix products use TF32 on GPUs that have it."""
     gradient_checkpointing: bool
@@ -128,6 +128,15 @@ class TrainingConfig:
     """Learning rate of the detection head's decoder and branches; 0 freezes them."""
     adapter_lr: NotNegativeFloat
     """Learning rate of the detection head's input adapters; 0 freezes them."""
+    lora_rank: NotNegativeInt
+    """Rank of the low-rank adapters (LoRA) that are trained in place of the model's weights; 0 trains the weights.
+    Adapters go to all linear layers of the groups vision, merger and llm whose rate is above 0: all layers rather than
+    attention alone (Dettmers et al. 2023, arXiv:2305.14314, section 4), the tower and the merger too because the
+    detection head reads their patches. The head itself is trained whole."""
+    lora_alpha: PositiveInt
+    """The adapters' output is scaled by lora_alpha over lora_rank."""
+    lora_dropout: Share
+    """Dropout of the adapters' input."""
     weight_decay: NotNegativeFloat
     """AdamW weight decay; norms and biases are excluded."""
     optim: Annotated[str, _OPTIMIZER]
@@ -176,8 +185,6 @@ class TrainingConfig:
     """Optimizer steps between validation losses under eval_strategy steps."""
     logging_steps: PositiveInt
     """Optimizer steps between log lines; the length of the averaging window."""
-    logging_first_step: bool
-    """Log the first step as well."""
     log_weight_norms: bool
     """Write wn/<group>, the weight norm of each parameter group."""
     log_grad_norms: bool
@@ -386,8 +393,6 @@ class InfrastructureConfig:
     """Backend of the collectives between ranks; auto takes nccl with GPUs, else gloo."""
     distributed_timeout_s: PositiveInt
     """Seconds a collective may wait for the slowest rank."""
-    ddp_find_unused_parameters: bool
-    """Let DDP search for parameters without a gradient in a step."""
     cpu_threads: NotNegativeInt
     """Threads of torch on the CPU; 0 lets torch choose."""
     shape_checks: bool
@@ -398,8 +403,6 @@ class InfrastructureConfig:
     """Seconds without a heartbeat after which another trainer may take the run folder."""
     max_requeues: NotNegativeInt
     """How many times a job that was stopped with its state saved may be requeued."""
-    hash_data: bool
-    """Record SHA-256 of the data files in provenance.json."""
     eval_claim_timeout_s: PositiveFloat
     """Seconds without renewal after which another eval worker may take a claim."""
 
@@ -425,10 +428,19 @@ TYPES: dict[str, Any] = {
 RETIRED: dict[str, str] = {
     "gradient_checkpointing_reentrant": "the variant that is not reentrant is always used",
     "tensorboard_flush_secs": "event files are flushed every 10 seconds",
+    "logging_first_step": "the first step is always logged",
+    "ddp_find_unused_parameters": "every parameter that trains is in the graph of each step",
+    "hash_data": "provenance.json always has the hashes of the data files",
 }
 """Key of an older version → what takes its place. Recorded configs of old runs may state it."""
 
-VALUES_BEFORE: dict[str, Any] = {"exif_frame": "auto", "emptied_photo_policy": "negative"}
+VALUES_BEFORE: dict[str, Any] = {
+    "exif_frame": "auto",
+    "emptied_photo_policy": "negative",
+    "lora_rank": 0,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+}
 """Key that old runs did not record → the value that describes what they did."""
 
 

@@ -36,6 +36,7 @@ from bbu.inference.photos import Photo, PhotoInput, iterate_photos
 from bbu.inference.results import FAILED, DetectionLists, PhotoResult, Tally
 from bbu.inference.scores import SCORE_SOURCE, ChosenLogProbabilities, object_scores
 from bbu.logs import print_notice
+from bbu.models.adapters import round_adapters
 from bbu.models.attention import VARLEN, check_attention_is_available
 from bbu.models.detection_head import DetectionOutput
 from bbu.models.qwen import MODEL_INPUTS, DetectionQuery, load_image_processor, load_model, load_tokenizer, pad_token_id
@@ -106,6 +107,7 @@ class Predictor:
             check_attention_is_available({"vision_attn_implementation": VARLEN})
         # Any, because transformers' decorators hide the types of generate() and to().
         self._model: Any = load_model(folder, model, for_training=False)
+        round_adapters(self._model)
         self._model.eval().to(device)
         self._tokenizer = load_tokenizer(folder)
         prompt = get_prompt(data.language, data.eval_prompt)
@@ -434,7 +436,7 @@ class Qwen25VLInference(Predictor):
         device: str | None = None,
         num_teacher_samples: int = 0,
     ) -> None:
-        folder = _checked_checkpoint(Path(checkpoint_dir).expanduser())
+        folder = check_checkpoint(Path(checkpoint_dir).expanduser())
         config = self.config = load_recorded_config(folder / RUN_CONFIG, overrides)
         prepare_torch(config.model, config.infrastructure)
         super().__init__(
@@ -448,7 +450,7 @@ class Qwen25VLInference(Predictor):
         )
 
 
-def _checked_checkpoint(folder: Path) -> Path:
+def check_checkpoint(folder: Path) -> Path:
     """Return the folder once its files have passed its manifest; one without a manifest is a plain model folder."""
     if not (folder / RUN_CONFIG).is_file():
         steps = checkpoint_steps(folder)

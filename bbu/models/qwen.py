@@ -30,6 +30,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from bbu.config.domains import DetectionConfig, ModelConfig
 from bbu.errors import ModelError
+from bbu.models.adapters import AdapterSpec, add_adapters, find_base, has_adapters, load_adapters, save_adapters
 from bbu.models.attention import (
     VARLEN,
     check_attention_is_available,
@@ -41,7 +42,7 @@ from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
 from bbu.models.head_files import has_own_weights, load_head, load_spec, save_head, split_weights, weight_names
 from bbu.models.model_files import load_chat_template, write_config
-from bbu.run.folder import HEAD_KEY
+from bbu.run.folder import ADAPTER_CONFIG, HEAD_KEY, is_adapter_folder
 from bbu.strict_json import read_json
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -85,6 +86,8 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
     those.
     """
 
+    base_fingerprint: str | None = None
+    """Identifies the base model's weights where the model has adapters."""
     detach_memory = False
     """Stop the head's gradient before the model; `load_model` sets it from detection_detach_memory."""
 
@@ -171,6 +174,8 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
     ) -> None:
         """Save a folder of the stock architecture that other tools load, with the head in a folder of its own.
 
+        With adapters it is a folder of peft, which names its base model.
+
         Args:
             save_directory: the model folder.
             is_main_process: whether this process writes the files.
@@ -178,6 +183,12 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
             kwargs: further arguments of transformers' `save_pretrained`, such as `max_shard_size`.
         """
         weights, head = split_weights(self.state_dict() if state_dict is None else state_dict)
+        if has_adapters(self):
+            if is_main_process:
+                Path(save_directory).mkdir(parents=True, exist_ok=True)
+                save_adapters(self, Path(save_directory), weights)
+                save_head(Path(save_directory), getattr(self.config, HEAD_KEY, None), head)
+            return
         if self.config.tie_word_embeddings:
             # DeepSpeed hands over copies, in which transformers recognises no tied weight and would save it twice.
             weights = {name: tensor for name, tensor in weights.items() if name not in (self._tied_weights_keys or ())}
@@ -197,29 +208,65 @@ def _build_head(config: Any) -> DetectionHead | None:
 
 
 def load_model(
-    folder: str | Path, config: ModelConfig, detection: DetectionConfig | None = None, *, for_training: bool = True
+    folder: str | Path,
+    config: ModelConfig,
+    detection: DetectionConfig | None = None,
+    adapters: AdapterSpec | None = None,
+    *,
+    for_training: bool = True,
 ) -> BBUModel:
     """Load a model folder with the configured dtype and attention of both towers.
 
+    Adapters in training are float32, and so is the detection head beside them.
+
     Args:
-        folder: a Qwen2.5-VL, or a checkpoint of this program.
+        folder: a Qwen2.5-VL, or a checkpoint of this program; one of adapters is loaded on its base model.
         config: dtype, attention and gradient checkpointing.
         detection: describes the head to build; it takes the folder's weights where the folder has a head. None takes
             the folder's head as it is, if there is one.
+        adapters: the adapters to train, new ones or those of the folder.
         for_training: switch the cache off and gradient checkpointing on, if configured.
 
     Raises:
-        ModelError: the folder is missing or incomplete, or holds another architecture or a head of another shape.
+        ModelError: the folder is missing or incomplete, or holds another architecture, a head of another shape or
+            other adapters; or their base model is gone or has changed.
         ConfigError: this machine lacks the configured attention.
     """
     path = check_folder(folder)
+    base = check_folder(find_base(path, config.model_path)) if is_adapter_folder(path) else path
+    if is_adapter_folder(path) and for_training and adapters is None:
+        raise ModelError(
+            f"{path}: holds adapters, but lora_rank is 0; merge them (python -m bbu.export --checkpoint {path} --merge "
+            "OUT) and set model_path to OUT"
+        )
+    model, missing = _load_weights(base, path, config, detection)
+    if adapters is not None and model.detection_head is not None:
+        model.detection_head.float()
+    _check_complete(_fill_head(model, missing, path), base)
+    if is_adapter_folder(path):
+        load_adapters(model, path, adapters)
+    elif adapters is not None:
+        add_adapters(model, adapters, base)
+    if detection is not None:
+        model.detach_memory = detection.detection_detach_memory
+    return _prepare_for_training(model, config) if for_training else model
+
+
+def _load_weights(
+    base: Path, path: Path, config: ModelConfig, detection: DetectionConfig | None
+) -> tuple[BBUModel, set[str]]:
+    """Load the weights in `base`, with room for the head that `path` or `detection` describes.
+
+    Returns:
+        The model, and the names of the parameters that the files do not hold.
+    """
     implementations = _prepare_attention(config)
     _register_weight_names()
     try:
-        qwen_config = _with_head(Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True), detection, path)
+        qwen_config = _with_head(Qwen2_5_VLConfig.from_pretrained(base, local_files_only=True), detection, path)
         with without_transformers_warnings():
             loaded: Any = BBUModel.from_pretrained(
-                path,
+                base,
                 config=qwen_config,
                 dtype=_DTYPES[config.torch_dtype],
                 attn_implementation=implementations,
@@ -227,14 +274,11 @@ def load_model(
                 output_loading_info=True,
             )
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot load the model ({_first_line(error)}); check the folder") from error
+        raise ModelError(f"{base}: cannot load the model ({_first_line(error)}); check the folder") from error
     model, report = loaded  # a pair because of output_loading_info
     # With these, ZeRO-3 saves under old names (model.model.layers…), which other versions of transformers cannot load.
     model._weight_conversions = None
-    _check_complete(_fill_head(model, set(report["missing_keys"]), path), path)
-    if detection is not None:
-        model.detach_memory = detection.detection_detach_memory
-    return _prepare_for_training(model, config) if for_training else model
+    return model, set(report["missing_keys"])
 
 
 def _prepare_attention(config: ModelConfig) -> dict[str, str]:
@@ -333,15 +377,23 @@ def load_image_processor(folder: str | Path) -> Qwen2VLImageProcessorPil:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Return the folder as a path if it holds a Qwen2.5-VL; raises ModelError, in one line, if it does not."""
+    """Return the folder as a path if it holds a Qwen2.5-VL, or adapters of one; else raises ModelError, in one line."""
     path = Path(folder)
     if not path.is_dir():
         raise ModelError(f"{path}: no such model folder; correct model_path or copy the model there")
-    absent = [name for name in _REQUIRED_FILES if not (path / name).is_file()]
+    required = (ADAPTER_CONFIG, *_REQUIRED_FILES[1:]) if is_adapter_folder(path) else _REQUIRED_FILES
+    absent = [name for name in required if not (path / name).is_file()]
     if absent:
         raise ModelError(f"{path}: no {', '.join(absent)}; model_path must be a complete Qwen2.5-VL folder")
-    for name in (*_REQUIRED_FILES, *(name for name in _OPTIONAL_FILES if (path / name).is_file())):
+    for name in (*required, *(name for name in _OPTIONAL_FILES if (path / name).is_file())):
         read_json(path / name, ModelError, "copy the model again")
+    if not is_adapter_folder(path):
+        _check_architecture(path)
+    return path
+
+
+def _check_architecture(path: Path) -> None:
+    """Raise ModelError where config.json does not describe a Qwen2.5-VL."""
     try:
         Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True)
         kind = Qwen2_5_VLConfig.get_config_dict(path, local_files_only=True)[0].get("model_type")
@@ -350,7 +402,6 @@ def check_folder(folder: str | Path) -> Path:
         raise ModelError(f"{path}: config.json does not describe a Qwen2.5-VL ({reason}); copy it again") from error
     if kind != "qwen2_5_vl":
         raise ModelError(f"{path}: model_type is {kind!r}; model_path must be a Qwen2.5-VL (qwen2_5_vl)")
-    return path
 
 
 def gathered_parameters(parameters: list[torch.nn.Parameter], *, write: bool = False) -> AbstractContextManager[Any]:

@@ -26,7 +26,10 @@ from bbu.strict_json import JsonError, build_dataclass, read_json
 
 MANIFEST = "MANIFEST.json"
 SAVING, DELETING, CORRUPT = ".saving-", ".deleting-", ".corrupt-"
-_TRAINING_STATE = re.compile(r"(optimizer|scheduler|rng_state|scaler|training_args|global_step\d+/|pytorch_model_fsdp)")
+_TRAINING_STATE = re.compile(
+    r"(optimizer|scheduler|rng_state|scaler|training_args|trainer_state|data_position|latest$|zero_to_fp32|"
+    r"global_step\d+/|pytorch_model_fsdp)"
+)
 """How the names of files begin that only a resumed training reads; the optimizer's are most of a checkpoint's bytes."""
 HASH_THREADS = 8  # hashlib releases the GIL; one thread reads at about 1 to 2 GB/s
 logger = logging.getLogger(__name__)
@@ -143,7 +146,12 @@ def verify_model(folder: Path) -> None:
     """
     manifest = Manifest.load(folder)
     _check_sizes(folder, manifest)
-    _check_bytes(folder, {name: entry for name, entry in manifest.files.items() if not _TRAINING_STATE.match(name)})
+    _check_bytes(folder, {name: entry for name, entry in manifest.files.items() if is_model_file(name)})
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of a checkpoint belongs to its model, not to the state of its training or to the checkpoint."""
+    return name != MANIFEST and not _TRAINING_STATE.match(name)
 
 
 def verify_sizes(folder: Path) -> Manifest:

@@ -75,7 +75,7 @@ def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         eval_steps=training.eval_steps,
         logging_strategy="steps",
         logging_steps=training.logging_steps,
-        logging_first_step=training.logging_first_step,
+        logging_first_step=True,
         logging_nan_inf_filter=False,  # it would hide what GradientGuard must see
         report_to="none",
         disable_tqdm=True,
@@ -83,7 +83,7 @@ def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         use_cpu=not gpu,
         ddp_backend=_resolve_backend(infra.distributed_backend, gpu) if "RANK" in os.environ else None,
         ddp_timeout=infra.distributed_timeout_s,
-        ddp_find_unused_parameters=infra.ddp_find_unused_parameters,
+        ddp_find_unused_parameters=False,  # the objective puts every parameter that trains into the graph
         deepspeed=str(_find_deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
     )
 
@@ -92,12 +92,15 @@ def _check_precision(config: DirectConfig) -> None:
     """Refuse weights that a small step cannot change.
 
     bfloat16 keeps 8 bits: it rounds away an update below 0.4 % of a weight, and a usual learning rate makes such
-    updates. DeepSpeed keeps a float32 copy of the weights for its optimizer; plain training does not.
+    updates. DeepSpeed keeps a float32 copy of the weights for its optimizer; plain training does not. Low-rank adapters
+    and the head beside them are float32, whatever the dtype of the frozen weights.
     """
-    if config.model.torch_dtype != "float32" and not config.infrastructure.deepspeed_enabled:
+    is_kept_in_float32 = config.infrastructure.deepspeed_enabled or config.training.lora_rank > 0
+    if config.model.torch_dtype != "float32" and not is_kept_in_float32:
         raise ConfigError(
-            f"{config.source}: torch_dtype {config.model.torch_dtype} without DeepSpeed would round most updates "
-            "away; set torch_dtype to float32 (bf16: true still computes in bfloat16) or enable DeepSpeed"
+            f"{config.source}: torch_dtype {config.model.torch_dtype} without DeepSpeed would round most updates away; "
+            "set torch_dtype to float32 (bf16: true still computes in bfloat16), enable DeepSpeed, or train adapters "
+            "(lora_rank above 0)"
         )
 
 
@@ -112,6 +115,11 @@ def _check_deepspeed(config: DirectConfig) -> None:
         )
     if zero_stage(config.infrastructure) != 3:
         return
+    if config.training.lora_rank:
+        raise ConfigError(
+            f"{config.source}: lora_rank {config.training.lora_rank} with ZeRO-3 is not supported: frozen weights need "
+            "no partitioning to fit; use ZeRO-2 or no DeepSpeed"
+        )
     if config.model.logits_chunk_size:
         # All ranks gather a layer's weights together, so all must call each layer equally often.
         raise ConfigError(

@@ -22,6 +22,7 @@ from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import BBUDataset, load_dataset
 from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, CheckpointError, ConfigError, error_lines
 from bbu.logs import rank_of
+from bbu.models.adapters import AdapterSpec
 from bbu.models.attention import check_packing_is_safe
 from bbu.models.model_files import make_readable, save_image_processor, save_tokenizer
 from bbu.models.qwen import BBUModel, check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
@@ -127,7 +128,7 @@ class TrainingCoordinator:
         tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
         train, validation = self._load_datasets(tokenizer, processor)
         set_seed(config.training.seed)  # it decides the initial weights of a new detection head
-        model = load_model(folder, config.model, config.detection)
+        model = load_model(folder, config.model, config.detection, AdapterSpec.from_config(config.training))
         _check_attention(model, config)
         trainer = BBUTrainer(
             publication=Publication(
@@ -333,11 +334,10 @@ def _config_text(config: DirectConfig) -> str:
 
 
 def _record_start(run: RunFolder, config: DirectConfig, environ: Mapping[str, str]) -> None:
-    """Record this start in provenance.json, with the hashes of its data files unless `hash_data` is off."""
+    """Record this start in provenance.json, with the hashes of its data files."""
     root, data = Path(config.data.data_root), config.data
     paths = [root / data.train_file, root / data.val_file, root / data.teacher_file]
-    data_files = [path for path in paths if path.is_file()] if config.infrastructure.hash_data else []
-    provenance.record_start(run, environ, data_files)
+    provenance.record_start(run, environ, [path for path in paths if path.is_file()])
 
 
 def _add_model_files(

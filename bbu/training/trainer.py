@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
 from bbu.errors import CheckpointError, NonFiniteError
 from bbu.evaluation.pending import unscored_steps
+from bbu.models.adapters import has_adapters
 from bbu.models.qwen import gathered_parameters, without_transformers_warnings
 from bbu.run.checkpoints import Ranks, config_hash, publishing, rotate
 from bbu.run.folder import RunFolder
@@ -348,6 +350,30 @@ class BBUTrainer(Trainer):
         if self.ranks.rank == 0:
             self._rotate()
         logger.info("checkpoint of step %d published", step)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save adapters straight from the model: for them DeepSpeed would copy the whole base model first."""
+        if has_adapters(self.model):
+            self._save(output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Leave frozen weights out of DeepSpeed's states, as transformers does for a model of the class PeftModel."""
+        with self._without_frozen_weights():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    @contextmanager
+    def _without_frozen_weights(self) -> Iterator[None]:
+        engine: Any = self.model_wrapped
+        if not (self.is_deepspeed_enabled and has_adapters(self.model)):
+            yield
+            return
+        engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        try:
+            yield
+        finally:
+            del engine.save_checkpoint
 
     def _rotate(self) -> None:
         """Delete old checkpoints. Whatever is wrong with one of them, it does not end the training."""
