@@ -70,7 +70,8 @@ class SetCriterion:
             "bbox_giou_loss": _sum_by_layer(giou_loss, matches.layer, layers) + zero,
             "objectness_loss": focal.sum((1, 2)),
         }
-        sums = {_loss_name(n, i, layers): value[i] for n, value in per_layer.items() for i in range(layers)}
+        # `unbind`, whose backward is one operation: that of `value[i]` fills a tensor of zeros for each layer and loss.
+        sums = {_loss_name(n, i, layers): v for n, value in per_layer.items() for i, v in enumerate(value.unbind())}
         # `full` fills the number in on the device; `tensor` would copy it there, and the host would wait.
         return DetectionSums(sums, torch.full((), sum(len(t) for t in targets), dtype=torch.int64, device=boxes.device))
 
@@ -152,4 +153,5 @@ def denoising_sums(
     # Objectness: every query.
     focal = _focal_loss(logits, positive.float().expand_as(logits), valid, alpha, gamma)
     values = {"bbox_l1_loss": distance, "bbox_giou_loss": giou_loss, "objectness_loss": focal}
-    return {f"{name}_aux_dn{i}": value[i].sum() for name, value in values.items() for i in range(len(boxes))}
+    sums = {name: value.sum((1, 2)).unbind() for name, value in values.items()}
+    return {f"{name}_aux_dn{i}": layer for name, layers in sums.items() for i, layer in enumerate(layers)}
