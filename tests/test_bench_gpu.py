@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 
 import pytest
 import torch
 
 from tests.bench import gpu
 from tests.bench._gpu_cases import TINY
-from tests.bench._gpu_step import count_sites, none_if_out_of_memory
-from tests.commands import ROOT
+from tests.bench._gpu_step import none_if_out_of_memory
 
 
 def test_every_part_runs_and_agrees_with_float32_on_a_cpu(tmp_path):
@@ -28,16 +26,6 @@ def test_too_little_memory_is_a_result_and_other_errors_are_not():
     assert none_if_out_of_memory(fill_memory) is None
     with pytest.raises(ZeroDivisionError):
         none_if_out_of_memory(lambda: 1 / 0)  # pyright: ignore[reportArgumentType]
-
-
-def test_waits_of_the_host_are_counted_by_the_line_that_waits():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for line in (3, 3, 7):
-            text = "called a synchronizing CUDA operation"
-            warnings.warn_explicit(text, UserWarning, f"{ROOT}/bbu/losses/matcher.py", line)
-        warnings.warn("another", stacklevel=1)
-    assert count_sites(caught) == {"bbu/losses/matcher.py:3": 2, "bbu/losses/matcher.py:7": 1}
 
 
 def test_what_is_missing_or_too_old_is_named_in_a_line_each(monkeypatch: pytest.MonkeyPatch):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import gc
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +26,7 @@ from bbu.training.loss_manager import LossManager, global_counts
 from bbu.training.objective import Objective
 from tests.bench._gpu_model import ModelSize, build_config, build_model, move_batch
 from tests.bench._results import Row
-from tests.commands import ROOT
-
-_SYNC_WARNING = "synchronizing CUDA operation"
-"""What torch says in sync debug mode where the host waits for the device."""
+from tests.host_waits import host_waits
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Step:
     peak_bytes: int
     """Most memory of tensors on the GPU during a step; 0 on a CPU."""
     waits: Counter[str] = field(default_factory=Counter)
-    """Waits of the host in one step, by the line that waits; empty on a CPU."""
+    """Waits of the host in the forward and backward pass, by the place that waits; on a CPU, for a faked GPU."""
     loss: float = 0.0
 
 
@@ -69,47 +65,62 @@ def measure_our_step(case: StepCase, device: torch.device) -> Step | None:
     manager = LossManager(config.training, config.detection, device)
     counts = global_counts(objective.counts([batch]))
 
-    def prepare() -> tuple[Any, Callable[[], torch.Tensor]]:
+    def prepare() -> _Trainee:
         model_config = build_config(case.size, config.detection)
         model = build_model(BBUModel, model_config, device, case.dtype, case.our_attention)
         inputs = move_batch(batch, device, case.dtype)
-        return model, lambda: manager.objective(objective.losses(model, inputs), counts)
+        return _Trainee(model, inputs, lambda: manager.objective(objective.losses(model, inputs), counts))
 
-    return none_if_out_of_memory(lambda: _measure(*prepare(), device, case))
+    return none_if_out_of_memory(lambda: _measure(prepare(), device, case))
 
 
 def measure_stock_step(case: StepCase, device: torch.device) -> Step | None:
     """Measure the stock step on the same samples; None if out of memory."""
     batch = StandardDataCollator(0)(case.samples)
 
-    def prepare() -> tuple[Any, Callable[[], torch.Tensor]]:
+    def prepare() -> _Trainee:
         kind, model_config = Qwen2_5_VLForConditionalGeneration, build_config(case.size)
         model = build_model(kind, model_config, device, case.dtype, case.stock_attention)
         inputs = move_batch(batch, device, case.dtype)
         arguments = {name: inputs[name] for name in (*MODEL_INPUTS, "labels") if name in inputs}
-        return model, lambda: model(**arguments, use_cache=False).loss
+        return _Trainee(model, inputs, lambda: model(**arguments, use_cache=False).loss)
 
-    return none_if_out_of_memory(lambda: _measure(*prepare(), device, case))
+    return none_if_out_of_memory(lambda: _measure(prepare(), device, case))
 
 
-def _measure(model: Any, loss: Callable[[], torch.Tensor], device: torch.device, case: StepCase) -> Step:
+@dataclass(frozen=True)
+class _Trainee:
+    """A model with its batch and its loss."""
+
+    model: Any
+    inputs: Mapping[str, Any]
+    """The batch on the device."""
+    loss: Callable[[], torch.Tensor]
+
+
+def _measure(trainee: _Trainee, device: torch.device, case: StepCase) -> Step:
+    model = trainee.model
     if case.config.model.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device.type == "cuda")
     losses: list[torch.Tensor] = []
 
-    def step() -> None:
-        value = loss()
+    def backward() -> None:
+        value = trainee.loss()
         value.backward()
+        losses.append(value.detach())
+
+    def step() -> None:
+        backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(value.detach())
 
     step()  # the first one makes the optimizer's states, and chooses kernels
     reset_peak_memory(device)
     times = [_seconds_of(step, device) for _ in range(case.repeats)]
     peak = read_peak_memory(device)
-    return Step(min(times), peak, count_host_waits(step, device), float(losses[-1]))
+    waits = Counter(wait.rpartition(": ")[0] for wait in host_waits(backward, model, dict(trainee.inputs)))
+    return Step(min(times), peak, waits, float(losses[-1]))
 
 
 def _seconds_of(step: Callable[[], None], device: torch.device) -> float:
@@ -132,37 +143,6 @@ def reset_peak_memory(device: torch.device) -> None:
 def read_peak_memory(device: torch.device) -> int:
     """Most bytes of tensors on a GPU since the last reset; 0 on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-
-
-def count_host_waits(step: Callable[[], None], device: torch.device) -> Counter[str]:
-    """Count how often the host waits for a GPU in a step, by the line of Python that waits; nothing on a CPU."""
-    if device.type != "cuda":
-        return Counter()
-    with _sync_warnings() as caught:
-        step()
-    return count_sites(caught)
-
-
-def count_sites(caught: Iterable[warnings.WarningMessage]) -> Counter[str]:
-    """Count torch's warnings that the host waited, by their file and line."""
-    waits = (warning for warning in caught if _SYNC_WARNING in str(warning.message))
-    return Counter(f"{_short_path(wait.filename)}:{wait.lineno}" for wait in waits)
-
-
-@contextmanager
-def _sync_warnings() -> Iterator[list[warnings.WarningMessage]]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield caught
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-def _short_path(name: str) -> str:
-    """A path from the checkout, or from the folder of packages."""
-    return name.removeprefix(f"{ROOT}/").rpartition("site-packages/")[-1]
 
 
 def _synchronize(device: torch.device) -> None:
@@ -196,24 +176,26 @@ def step_rows(case: StepCase, device: torch.device, what: str, ours: Step | None
         return f"{work.tokens / step.seconds:,.0f} tokens/s{share}"
 
     speedup = stock.seconds / ours.seconds if ours and stock else None
-    rows = [Row(f"{what}: speed", speed(ours), f"stock, padded {speed(stock)}", speedup, "1.0x", _remark(ours))]
-    if device.type == "cuda":
-        rows.append(_memory_row(what, ours, stock, estimate_peak(case)))
-        rows.append(Row(f"{what}: host waits", _waits(ours), f"stock {_waits(stock)}", None, "2", _sites(ours)))
-    return rows
+    return [
+        Row(f"{what}: speed", speed(ours), f"stock, padded {speed(stock)}", speedup, "1.0x", _remark(ours)),
+        _memory_row(what, ours, stock, estimate_peak(case)),
+        Row(f"{what}: host waits", _waits(ours), f"stock {_waits(stock)}", None, "2", _sites(ours)),
+    ]
 
 
 def _memory_row(what: str, ours: Step | None, stock: Step | None, estimate: float | None) -> Row:
-    ratio = stock.peak_bytes / ours.peak_bytes if ours and stock else None
+    ratio = stock.peak_bytes / ours.peak_bytes if ours and stock and ours.peak_bytes else None
     remark = ""
     if estimate is not None:
-        share = f", {estimate / ours.peak_bytes:.0%} of the peak" if ours else ""
+        share = f", {estimate / ours.peak_bytes:.0%} of the peak" if ours and ours.peak_bytes else ""
         remark = f"estimate {estimate / 2**30:.1f} GiB{share}"
     return Row(f"{what}: peak memory", _gibibytes(ours), f"stock {_gibibytes(stock)}", ratio, "1.0x", remark)
 
 
 def _gibibytes(step: Step | None) -> str:
-    return f"{step.peak_bytes / 2**30:.1f} GiB" if step else "out of memory"
+    if step is None:
+        return "out of memory"
+    return f"{step.peak_bytes / 2**30:.1f} GiB" if step.peak_bytes else "not measured on a CPU"
 
 
 def _waits(step: Step | None) -> str:
