@@ -38,7 +38,8 @@ from bbu.training.metrics import ProgressCallback, StatusCallback, TensorBoardCa
 from bbu.training.position import read_position
 from bbu.training.preemption import StopFlag, stop_agreed
 from bbu.training.resume import Change, review_changes, summarise_changes
-from bbu.training.trainer import BBUTrainer, Publication
+from bbu.training.saving import Publication, signal_notice
+from bbu.training.trainer import BBUTrainer
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -137,6 +138,8 @@ class TrainingCoordinator:
                 image_digest=provenance.image_digest(self._environ),
                 add_model_files=self._model_files_writer(tokenizer, processor, arguments.world_size),
                 check_lease=check_lease,
+                report_published=status.write_checkpoint,
+                notice_seconds=signal_notice(self._environ),
             ),
             stop=self._stop,
             model=model,
@@ -197,11 +200,15 @@ class TrainingCoordinator:
             _report_start(self._config, checkpoint, changes)
             if continued:
                 logger.warning("%s", continued)
-        if checkpoint:
-            trainer.resume_from(checkpoint.path, step)
-        else:
-            trainer.train()
-        return self._finish(trainer, status)
+        try:
+            if checkpoint:
+                trainer.resume_from(checkpoint.path, step)
+            else:
+                trainer.train()
+            return self._finish(trainer, status)
+        except BaseException:
+            trainer.saver.finish_after_failure()
+            raise
 
     def _continue_epoch(self, trainer: BBUTrainer, checkpoint: Checkpoint, changes: list[Change]) -> str | None:
         """Continue the epoch of a checkpoint; returns what a person needs to know about its samples, if anything."""
@@ -230,13 +237,12 @@ class TrainingCoordinator:
     def _finish(self, trainer: BBUTrainer, status: StatusCallback) -> int:
         """Record how the training ended and return the exit code."""
         state = trainer.state
-        if state.global_step < state.max_steps:  # _StopCallback has ended it, and saved this step
-            status.write(state, "stopped")
-            return PREEMPTED_EXIT_CODE
-        if self._config.training.save_final:
-            trainer.publish()
-        status.write(state, "completed")
-        return 0
+        is_stopped = state.global_step < state.max_steps  # _StopCallback has ended it, and saved this step
+        if not is_stopped and self._config.training.save_final:
+            trainer.save()
+        trainer.saver.finish()
+        status.write(state, "stopped" if is_stopped else "completed")
+        return PREEMPTED_EXIT_CODE if is_stopped else 0
 
 
 def _make_collator(data: DataConfig, pad_id: int) -> StandardDataCollator | PackedDataCollator:

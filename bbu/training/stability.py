@@ -114,8 +114,10 @@ def find_non_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> str |
 def _saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name, getattr(tensor, "ds_tensor", tensor)  # ZeRO-3 keeps this rank's part there
+    of_model = {id(parameter) for parameter in model.parameters()}
     for parameter, state in optimizer.state.items():
-        yield "the optimizer's copy of the weights", parameter
+        if id(parameter) not in of_model:  # ZeRO's float32 copy
+            yield "the optimizer's copy of the weights", parameter
         yield from (
             (f"the optimizer's {key}", value) for key, value in state.items() if isinstance(value, torch.Tensor)
         )
