@@ -25,6 +25,7 @@ from bbu.config.kinds import (
     pattern_rule,
     range_rule,
 )
+from bbu.config.optimizers import OPTIMIZERS, optimizer_package
 from bbu.labels import ResponseType
 
 Attention = Literal["flash_attention_2", "varlen", "sdpa", "eager"]
@@ -37,19 +38,6 @@ LongSamplePolicy = Literal["refuse", "drop"]
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
                     "inverse_sqrt"]  # fmt: skip
 """The schedules of transformers that follow from the step alone, and need no settings for which there are no keys."""
-_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
-"""The optimizers of transformers that need no package besides those of the extra `train`."""
-_OTHER_OPTIMIZERS = (
-    "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit",
-    "ademamix", "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit",
-    "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit",
-    "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor",
-    "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo",
-    "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
-    "apollo_adamw_layerwise", "stable_adamw",
-)  # fmt: skip
-"""Its others, which need packages that a site installs itself."""
-
 _COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
@@ -63,9 +51,9 @@ def _has_one_group(pattern: str) -> bool:
 _COCO = Rule("be one of COCO's thresholds 0.5, 0.55, … 0.95", lambda value: round(value, 4) in _COCO_THRESHOLDS)
 _ONE_TOKEN = Rule("be at least 784, one token of 28x28 pixels", lambda pixels: pixels >= 28 * 28)
 _OPTIMIZER = Rule(
-    f"be an optimizer of transformers, such as {', '.join(_OPTIMIZERS)}",
-    lambda name: name in (*_OPTIMIZERS, *_OTHER_OPTIMIZERS),
-    _OPTIMIZERS,
+    f"be an optimizer of transformers, such as {', '.join(OPTIMIZERS)}",
+    lambda name: name in OPTIMIZERS or optimizer_package(name) is not None,
+    OPTIMIZERS,
 )
 _NOT_EMPTY = Rule("not be empty", bool)
 _ONE_GROUP = Rule("be a regular expression with one group", _has_one_group)

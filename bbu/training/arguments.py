@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import TrainingArguments
 
 from bbu.config.domains import InfrastructureConfig
 from bbu.config.flat import DirectConfig
+from bbu.config.optimizers import missing_optimizer_package
 from bbu.config.read import CONFIG_DIR
 from bbu.errors import ConfigError
 from bbu.run.folder import RunFolder
@@ -31,6 +33,7 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
     """
     infra, gpu = config.infrastructure, torch.cuda.is_available()
     _check_precision(config)
+    _check_optimizer(config)
     if infra.deepspeed_enabled:
         importlib.import_module("deepspeed")  # where it is missing, transformers would raise a TypeError
         _check_deepspeed(config)
@@ -101,6 +104,16 @@ def _check_precision(config: DirectConfig) -> None:
             f"{config.source}: torch_dtype {config.model.torch_dtype} without DeepSpeed would round most updates away; "
             "set torch_dtype to float32 (bf16: true still computes in bfloat16), enable DeepSpeed, or train adapters "
             "(lora_rank above 0)"
+        )
+
+
+def _check_optimizer(config: DirectConfig) -> None:
+    """Refuse an optimizer whose package is missing now; transformers looks for it once the model is loaded."""
+    name = config.training.optim
+    if package := missing_optimizer_package(name):
+        raise ConfigError(
+            f"{config.source}: optim {name} needs the Python package {package}, which is not installed in "
+            f"{sys.executable}; install it, or set optim to adamw_torch"
         )
 
 

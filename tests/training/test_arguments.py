@@ -34,6 +34,11 @@ def test_weights_that_would_round_updates_away_are_refused(tmp_path: Path):
     assert "would round most updates away" in refusal(tmp_path, "torch_dtype=bfloat16")
 
 
+def test_an_optimizer_whose_package_is_missing_is_refused_before_the_model_is_loaded(tmp_path: Path):
+    text = refusal(tmp_path, "optim=adamw_anyprecision")
+    assert "needs the Python package torchdistx, which is not installed" in text and "optim to adamw_torch" in text
+
+
 def test_a_chunked_language_head_is_refused_under_zero_3(tmp_path: Path):
     overrides = deepspeed_file(tmp_path, {"zero_optimization": {"stage": 3}})
     assert "use ZeRO-2" in refusal(tmp_path, *overrides, "logits_chunk_size=64")
