@@ -334,8 +334,23 @@ def _fill_head(model: BBUModel, missing: set[str], path: Path) -> set[str]:
         if has_own_weights(path):
             load_head(head, path)
         else:
-            head.reset_parameters()
+            _draw_head(head, model.config)
     return missing - names
+
+
+def _draw_head(head: DetectionHead, config: Any) -> None:
+    """Give a new head the weights that the seed of this process stands for, whatever else has been drawn since.
+
+    They are drawn on the CPU in float32: ranks under DDP and ZeRO-3 have read the model in different ways by now, on
+    different devices and in different dtypes, and train the same head all the same.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        drawn = _build_head(config)
+    assert drawn is not None
+    with torch.no_grad():
+        for parameter, value in zip(head.parameters(), drawn.parameters(), strict=True):
+            parameter.copy_(value)
 
 
 def _check_complete(missing: set[str], path: Path) -> None:
