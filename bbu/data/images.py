@@ -162,6 +162,11 @@ class ImagePreparer:
         self._values = _normalised_values(processor)
         self._limits = (min_pixels, max_pixels)
 
+    @property
+    def settings(self) -> tuple[int, ...]:
+        """All that the number of an image's patches depends on, but for its size."""
+        return (*self._limits, self._patch_size, self.merge_size)
+
     def plan(self, width: int, height: int) -> ResizePlan:
         """Plan how an image of `width` x `height` pixels is resized for the model."""
         return smart_resize(width, height, *self._limits)

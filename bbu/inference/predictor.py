@@ -403,7 +403,9 @@ def _read_teachers(data: DataConfig, count: int) -> list[View]:
     """The first worked examples of the pool; DataError where it has fewer than requested."""
     if count == 0:
         return []
-    pool = read_pool(data)
+    file = read_pool(data)
+    file.check_photos()
+    pool = [record.student for _, record in file.used]
     if not 0 < count <= len(pool):
         raise DataError(f"{data.teacher_file}: {count} worked examples requested, the pool has {len(pool)}")
     return pool[:count]

@@ -168,7 +168,7 @@ class TrainingCoordinator:
         config = self._config
         load = partial(
             load_dataset, config.data, tokenizer, processor,
-            seed=config.training.data_seed, max_length=config.model.model_max_length,
+            seed=config.training.data_seed, max_length=config.model.model_max_length, on_rank_0=_broadcast_from_rank_0,
         )  # fmt: skip
         train = load(split="train")
         validation = load(split="eval") if config.training.eval_strategy != "no" else None
@@ -263,8 +263,9 @@ def _check_head_fits(dataset: BBUDataset, detection: DetectionConfig) -> None:
         raise ConfigError(
             f"{name}: {most} objects but detection_num_queries is {detection.detection_num_queries}; raise it"
         )
-    descriptions = {item.desc for _, view in dataset.students() for item in view.objects}
-    longest, text = max(((dataset.caption_length(text), text) for text in descriptions), default=(0, ""))
+    descriptions = sorted({item.desc for _, view in dataset.students() for item in view.objects})
+    lengths = dataset.caption_lengths(descriptions)
+    longest, text = max(zip(lengths, descriptions, strict=True), default=(0, ""))
     if longest > detection.detection_caption_max_length:
         raise ConfigError(
             f"the description {text!r} has {longest} tokens but detection_caption_max_length is "
