@@ -128,7 +128,7 @@ class _Operations(TorchDispatchMode):
         if uses_device:
             for tensor in (*outputs, *(t for t in inputs if t.dim() > 0 and not device.is_host(t))):
                 device.take(tensor)
-        elif not any(device.is_host(tensor) or tensor.dim() == 0 for tensor in inputs):
+        elif not any(device.is_host(tensor) for tensor in inputs):
             for tensor in outputs:
                 device.leave_open(tensor)
         return result
@@ -144,9 +144,9 @@ class _Operations(TorchDispatchMode):
             return f"{name} has a size that depends on values"
         if name in _INDEXED and self._searches(args):
             return f"{name} searches a mask"
-        if any(self._device.is_host(tensor) for tensor in inputs):
+        if host := [list(tensor.shape) for tensor in inputs if self._device.is_host(tensor)]:
             is_async = name == "copy_" and (args[2:] == (True,) or kwargs.get("non_blocking"))
-            return "" if is_async else f"{name} copies a tensor of the host"
+            return "" if is_async else f"{name} copies a tensor of the host of shape {host[0]}"
         return ""
 
     def _searches(self, args: tuple[Any, ...]) -> bool:

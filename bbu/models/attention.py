@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad
@@ -35,6 +36,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from bbu.config.domains import Attention, CollatorType
 from bbu.errors import ConfigError
+from bbu.models.layout import Groups, TextLayout, plan_vision
 
 VARLEN = "varlen"
 """The name under which the varlen kernel is registered, and the value of attn_implementation that selects it."""
@@ -263,6 +265,33 @@ def _in_autocast_dtype(states: torch.Tensor) -> torch.Tensor:
     return states
 
 
+# --- what the language model is told ---
+
+
+def text_options(config: Any, text: TextLayout, attention_mask: torch.Tensor | None) -> dict[str, Any]:
+    """Say to the language model what each token may see, without a wait for the device.
+
+    Args:
+        config: the language model's.
+        text: where the samples lie.
+        attention_mask: [B, S], of rows that are padded on the right; None for a packed row.
+
+    Returns:
+        Keyword arguments of the language model.
+    """
+    name = config._attn_implementation
+    if name not in (_SDPA_BY_SAMPLE, _FLASH, VARLEN) or "sliding_attention" in config.layer_types:
+        return {"attention_mask": attention_mask}  # transformers computes a mask
+    if not text["lengths"]:
+        # A real token never sees padding that stands behind it: the rows need no mask but the causal one.
+        return {"attention_mask": {"full_attention": None}}
+    longest = max(text["lengths"])
+    if name != _FLASH:
+        return {"attention_mask": {"full_attention": _Segments(text["bounds"], longest, text["lengths"])}}
+    bounds = {"cu_seq_lens_q": text["bounds"], "cu_seq_lens_k": text["bounds"]}
+    return {"attention_mask": {"full_attention": None}, "max_length_q": longest, "max_length_k": longest, **bounds}
+
+
 # --- the vision tower's windows ---
 
 
@@ -276,24 +305,34 @@ def use_windowed_attention(visual: Qwen2_5_VisionTransformerPretrainedModel) -> 
     Args:
         visual: a vision tower whose `config` names its attention implementation.
     """
+    visual.register_forward_pre_hook(_add_layout, with_kwargs=True)
     name = visual.config._attn_implementation
     if name not in (VARLEN, *_LOOPED):
         return
     attention = _VarlenWindows if name == VARLEN else _BatchedWindows
-    for block in visual.blocks:
+    for number, block in enumerate(visual.blocks):
         stock: Any = block.attn
-        block.attn = attention(stock)
-    if name == VARLEN:
-        visual.register_forward_pre_hook(_state_longest_segments, with_kwargs=True)
+        block.attn = attention(stock, sees_whole_images=number in visual.fullatt_block_indexes)
+
+
+def _add_layout(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Compute the layout of the images at once where the caller has not; the host then waits for the device once."""
+    if "window_index" not in kwargs:
+        grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        layout = send_to_device(plan_vision(grid.cpu(), visual.config), grid.device, non_blocking=True)
+        kwargs = kwargs | layout
+    if visual.config._attn_implementation not in _LOOPED:
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("windows", "images")}
+    return args, kwargs
 
 
 class _WindowedAttention(Qwen2_5_VLVisionAttention):
     """The stock attention of the vision tower, with one call for all windows of a layer."""
 
-    def __init__(self, stock: Qwen2_5_VLVisionAttention) -> None:
+    def __init__(self, stock: Qwen2_5_VLVisionAttention, *, sees_whole_images: bool) -> None:
         """stock: the attention to replace, whose parameters this one takes over."""
         super().__init__(stock.config)
-        self.qkv, self.proj = stock.qkv, stock.proj
+        self.qkv, self.proj, self.sees_whole_images = stock.qkv, stock.proj, sees_whole_images
 
     def forward(
         self,
@@ -301,6 +340,8 @@ class _WindowedAttention(Qwen2_5_VLVisionAttention):
         cu_seqlens: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         max_seqlen: int | None = None,
+        windows: Groups | None = None,
+        images: Groups | None = None,
         **more: Any,
     ) -> torch.Tensor:
         """Attend within each window, or within each image in the layers with full attention.
@@ -313,10 +354,17 @@ class _WindowedAttention(Qwen2_5_VLVisionAttention):
         assert position_embeddings is not None
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        return self.proj(self._attend(query, key, value, cu_seqlens, max_seqlen).flatten(1))
+        groups = images if self.sees_whole_images else windows
+        return self.proj(self._attend(query, key, value, cu_seqlens, max_seqlen, groups).flatten(1))
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int | None,
+        groups: Groups | None,
     ) -> torch.Tensor:
         """query, key, value, result: [P, H, D]; bounds: [N+1] (P patches, H heads, D width of a head, N windows)."""
         raise NotImplementedError
@@ -333,7 +381,13 @@ class _VarlenWindows(_WindowedAttention):
     """All windows in one call of the varlen kernel."""
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int | None,
+        groups: Groups | None,
     ) -> torch.Tensor:
         segments = _Segments(bounds, int(bounds.diff().max()) if longest is None else longest)
         return self._call(query[None], key[None], value[None], mask=segments)[0]
@@ -347,31 +401,23 @@ class _BatchedWindows(_WindowedAttention):
     """
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int | None,
+        groups: Groups | None,
     ) -> torch.Tensor:
-        # Sort the patches by the size of their window; a stable sort keeps each window's patches together.
-        sizes = bounds.diff()
-        order = sizes.repeat_interleave(sizes).argsort(stable=True)
-        lengths, counts = (values.tolist() for values in sizes.unique(return_counts=True))
-        patches = [length * count for length, count in zip(lengths, counts, strict=True)]
+        assert groups is not None, "the vision tower passes the groups of its windows"
+        patches = [length * count for length, count in zip(groups["lengths"], groups["counts"], strict=True)]
         # One call for each size, with the windows as the batch.
-        parts = zip(*(states[order].split(patches) for states in (query, key, value)), strict=True)
+        parts = zip(*(states[groups["order"]].split(patches) for states in (query, key, value)), strict=True)
         mixed = [
             self._call(*(states.unflatten(0, (-1, length)) for states in part), mask=None).flatten(0, 1)
-            for length, part in zip(lengths, parts, strict=True)
+            for length, part in zip(groups["lengths"], parts, strict=True)
         ]
-        # Restore the order of the patches.
-        return torch.cat(mixed)[order.argsort()]
-
-
-def _state_longest_segments(
-    visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Pass the longest window and image (in patches) to all layers; each would otherwise wait for the device."""
-    grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
-    side = visual.window_size // visual.patch_size
-    longest = {"max_seqlen": int(grid[:, 1:].prod(-1).max()), "max_window_seqlen": side * side}
-    return args, kwargs | longest
+        return torch.cat(mixed)[groups["restore"]]
 
 
 # --- what is safe ---

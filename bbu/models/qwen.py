@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -26,7 +26,6 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from bbu.config.domains import DetectionConfig, ModelConfig
 from bbu.errors import ModelError
@@ -36,11 +35,13 @@ from bbu.models.attention import (
     check_attention_is_available,
     register_text_attention,
     register_varlen,
+    text_options,
     use_windowed_attention,
 )
 from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
 from bbu.models.head_files import has_own_weights, load_head, load_spec, save_head, split_weights, weight_names
+from bbu.models.layout import HeadLayout, Layout, TextLayout, plan_layout
 from bbu.models.model_files import load_chat_template, write_config
 from bbu.run.folder import ADAPTER_CONFIG, HEAD_KEY, is_adapter_folder
 from bbu.strict_json import read_json
@@ -104,6 +105,7 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
         read_states: _StatesReader | None = None,
         detection: DetectionQuery | None = None,
         read_detection: _DetectionReader | None = None,
+        layout: Layout | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run Qwen2.5-VL as usual or, with a reader, return the pair of what the two readers return.
@@ -113,6 +115,7 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
             read_states: reads the language model's last states; without it the language model does not run.
             detection: what the head sees; needed with `read_detection`.
             read_detection: reads the head's output; without it the head does not run.
+            layout: where things lie in the batch, if it is known already; else the host waits for the device.
 
         Returns:
             Qwen2.5-VL's output or, with a reader, (result of read_states, result of read_detection), where None
@@ -120,48 +123,61 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
         """
         if read_states is None and read_detection is None:
             return super().forward(*args, **kwargs)
-        grid = kwargs["image_grid_thw"]
-        vision: Any = self.model.get_image_features(kwargs.pop("pixel_values"), grid)
+        if layout is None:
+            layout = self._plan_layout(kwargs, detection)
+        visual: Any = self.model.visual
+        pixels = kwargs["pixel_values"].type(visual.dtype)
+        vision = visual(pixels, grid_thw=kwargs["image_grid_thw"], **layout["vision"])
         from_language = from_detection = None
         if read_states is not None:
-            states = self.model(*args, mm_encoder_outputs={"image": vision}, **kwargs)[0]
-            from_language = read_states(states, self.lm_head)
+            assert layout["text"] is not None
+            from_language = read_states(self._text_states(kwargs, vision.pooler_output, layout["text"]), self.lm_head)
         if read_detection is not None:
-            assert self.detection_head is not None and detection is not None
-            memory = self._head_memory(vision.last_hidden_state, grid, detection)
+            assert self.detection_head is not None and detection is not None and layout["head"] is not None
+            memory = self._head_memory(vision.last_hidden_state, layout["head"], detection)
             from_detection = read_detection(self.detection_head(memory, detection.denoising), self)
         return from_language, from_detection
 
-    def _head_memory(self, patches: torch.Tensor, grid: torch.Tensor, query: DetectionQuery) -> Memory:
+    def _plan_layout(self, batch: dict[str, Any], detection: DetectionQuery | None) -> Layout:
+        images = None if detection is None else detection.student_images
+        layout = plan_layout({**batch, "student_images": images}, self.config.vision_config)
+        moved: Any = send_to_device(layout, batch["image_grid_thw"].device, non_blocking=True)
+        return moved
+
+    def _text_states(self, batch: dict[str, Any], features: torch.Tensor, text: TextLayout) -> torch.Tensor:
+        """The language model's last states [B, S, H] of rows that are packed, or padded on the right.
+
+        What the stock model does, but placeholders are replaced by index: by a mask, the backward pass would wait.
+
+        Shapes: features [M, H]; B rows, S tokens in a row, M placeholders, H width of the language model.
+        """
+        words = self.get_input_embeddings()(batch["input_ids"])
+        inputs = words.flatten(0, 1).index_copy(0, text["placeholders"], features.to(words.dtype)).view_as(words)
+        mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+        if positions is None:
+            positions = self.model.get_rope_index(
+                batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"], attention_mask=mask
+            )[0]
+        options = text_options(self.config.get_text_config(), text, mask)
+        language: Any = self.model.language_model
+        return language(inputs_embeds=inputs, position_ids=positions, use_cache=False, **options)[0]
+
+    def _head_memory(self, patches: torch.Tensor, head: HeadLayout, query: DetectionQuery) -> Memory:
         """Collect what the head sees of each sample.
 
-        Shapes:
-            patches: [P, C], last states of the vision tower for all images
-            grid: [I, 3] int64, (time, rows, columns) in patches
-            (P patches, C width of the vision tower, I images)
+        Shapes: patches [P, C], last states of the vision tower for all images (P patches, C width of the tower).
         """
-        visual: Any = self.model.visual
-        # The tower works on patches ordered window by window, four patches (one placeholder) at a time: undo that.
-        unit = visual.spatial_merge_size**2
-        order, _ = get_vision_window_index(grid, visual.spatial_merge_size, visual.window_size, visual.patch_size)
-        restored = patches.unflatten(0, (-1, unit))[torch.argsort(order).to(patches.device)].flatten(0, 1)
-        # Take the students' images alone, and pad them to the one with the most patches.
-        positions = get_vision_position_ids(grid, visual.spatial_merge_size)
-        sizes, students = grid.prod(-1).tolist(), query.student_images.tolist()
-        student_patches, student_positions = (
-            [torch.split(tensor, sizes)[image] for image in students] for tensor in (restored, positions)
-        )
-        padded = pad_sequence(student_positions, batch_first=True)
-        masks = [torch.ones_like(rows_columns[:, 0], dtype=torch.bool) for rows_columns in student_positions]
+        # Take the students' images alone; the mask clears the padding.
+        states = patches[head["patches"]] * head["mask"][..., None]
         words = self.get_input_embeddings()(query.prompt_ids)
-        detach = torch.Tensor.detach if self.detach_memory else lambda tensor: tensor
         return Memory(
-            patches=detach(pad_sequence(student_patches, batch_first=True)),
-            patch_mask=pad_sequence(masks, batch_first=True),
-            rows=padded[..., 0],
-            columns=padded[..., 1],
-            grid=grid[query.student_images, 1:],
-            words=detach(words),
+            patches=states.detach() if self.detach_memory else states,
+            patch_mask=head["mask"],
+            rows=head["places"][..., 0],
+            columns=head["places"][..., 1],
+            grid=head["grid"],
+            extent=head["extent"],
+            words=words.detach() if self.detach_memory else words,
             word_mask=query.prompt_mask,
         )
 

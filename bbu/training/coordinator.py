@@ -35,6 +35,7 @@ from bbu.run.folder import RUN_CONFIG, RunFolder, checkpoint_step
 from bbu.run.lease import Owner, held_lease
 from bbu.training.arguments import training_arguments
 from bbu.training.metrics import ProgressCallback, StatusCallback, TensorBoardCallback
+from bbu.training.objective import PlannedCollator
 from bbu.training.position import read_position
 from bbu.training.preemption import StopFlag, stop_agreed
 from bbu.training.resume import Change, review_changes, summarise_changes
@@ -146,7 +147,9 @@ class TrainingCoordinator:
             args=arguments,
             train_dataset=train,
             eval_dataset=validation,
-            data_collator=_make_collator(config.data, pad_token_id(tokenizer, folder)),
+            data_collator=PlannedCollator(
+                _make_collator(config.data, pad_token_id(tokenizer, folder)), model.config.vision_config
+            ),
             callbacks=self._callbacks(status),
         )
         _log_size(train, model)

@@ -66,10 +66,10 @@ def run(model, batch, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses [T] of a batch's supervised tokens and their positions [T] in its only row; adds to the gradients."""
     supervision = find_supervision(batch["labels"], batch["answer_roles"] == 1)
     inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
-    logits = model(**inputs, **options).logits[supervision.positions]
+    logits = model(**inputs, **options).logits.flatten(0, 1)[supervision.positions]
     losses = _token_losses(logits, supervision.targets)
     losses.sum().backward()
-    return losses.detach(), supervision.positions[0].nonzero().flatten()
+    return losses.detach(), supervision.positions
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
