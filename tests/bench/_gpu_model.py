@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from bbu.config.domains import DetectionConfig
 from bbu.data.types import Sample, Span
+from bbu.models.attention import register_text_attention
 from bbu.models.detection_head import HeadSpec
 from bbu.models.qwen import BBUModel
 from bbu.resize import MERGE_SIZE, PATCH_SIZE
@@ -124,7 +126,9 @@ def build_model(
         attention: implementations of the text model and of the vision tower.
     """
     torch.manual_seed(0)
-    implementations = {"text_config": attention[0], "vision_config": attention[1]}
+    name: Any = attention[0]
+    text = register_text_attention(name) if issubclass(kind, BBUModel) else name
+    implementations = {"text_config": text, "vision_config": attention[1]}
     with device:
         model: Any = kind._from_config(config, dtype=dtype, attn_implementation=implementations)
     if getattr(model, "detection_head", None) is not None:
@@ -143,8 +147,7 @@ def make_samples(row: RowSize, size: ModelSize) -> list[Sample]:
 
 def move_batch(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """Move a batch to a device; its patches become `dtype`, the dtype of the model's weights."""
-    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-    moved["boxes"] = [boxes.to(device) for boxes in batch["boxes"]]
+    moved: Any = send_to_device(dict(batch), device, non_blocking=True)
     if dtype is not None:
         moved["pixel_values"] = moved["pixel_values"].to(dtype)
     return moved

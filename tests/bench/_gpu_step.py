@@ -23,7 +23,7 @@ from bbu.data.types import Sample
 from bbu.models.qwen import MODEL_INPUTS, BBUModel
 from bbu.training.flops import measure_work, peak_flops, training_flops
 from bbu.training.loss_manager import LossManager, global_counts
-from bbu.training.objective import Objective
+from bbu.training.objective import Objective, PlannedCollator
 from tests.bench._gpu_model import ModelSize, build_config, build_model, move_batch
 from tests.bench._results import Row
 from tests.host_waits import host_waits
@@ -60,7 +60,9 @@ class StepCase:
 
 def measure_our_step(case: StepCase, device: torch.device) -> Step | None:
     """Measure our step: a packed row, logits of supervised tokens, the head if enabled; None if out of memory."""
-    config, batch = case.config, PackedDataCollator(0, max_total_length=1 << 20, pad_to_multiple_of=8)(case.samples)
+    config, vision_config = case.config, build_config(case.size).vision_config
+    collate = PlannedCollator(PackedDataCollator(0, max_total_length=1 << 20, pad_to_multiple_of=8), vision_config)
+    batch = collate(case.samples)
     objective = Objective(config.detection, config.model.logits_chunk_size)
     manager = LossManager(config.training, config.detection, device)
     counts = global_counts(objective.counts([batch]))
