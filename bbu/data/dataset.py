@@ -260,8 +260,7 @@ class BBUDataset(Dataset[Sample]):
 
     def cost(self, index: int, epoch: int) -> SampleCost:
         """Tokens and patches of sample `index` in an epoch, without decoding its images."""
-        name, record = self._records[index]
-        return self._builder.cost(name, record.student, self.teachers(index, epoch))
+        return self._choose_teachers(index, epoch)[1]
 
     def teachers(self, index: int, epoch: int | None = None) -> tuple[View, ...]:
         """The teachers of sample `index`: those of its record, otherwise some drawn from the pool.
@@ -272,12 +271,17 @@ class BBUDataset(Dataset[Sample]):
             index: of the sample.
             epoch: the epoch to draw for; None for the one that is set.
         """
+        return self._choose_teachers(index, int(self._epoch) if epoch is None else epoch)[0]
+
+    def _choose_teachers(self, index: int, epoch: int) -> tuple[tuple[View, ...], SampleCost]:
+        """The teachers of a sample, and what it costs with them."""
         name, record = self._records[index]
-        epoch = int(self._epoch) if epoch is None else epoch
         chosen = self._draw_teachers(index, record.student, epoch) if record.teachers is None else record.teachers
-        while chosen and self._builder.cost(name, record.student, chosen).tokens > self._max_length:
+        cost = self._builder.cost(name, record.student, chosen)
+        while chosen and cost.tokens > self._max_length:
             chosen = chosen[:-1]
-        return tuple(chosen)
+            cost = self._builder.cost(name, record.student, chosen)
+        return tuple(chosen), cost
 
     def _draw_teachers(self, index: int, student: View, epoch: int) -> list[View]:
         """Draw from the pool, for a share of `teacher_ratio` of the samples; a student is never its own teacher."""

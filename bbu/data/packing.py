@@ -20,6 +20,7 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 from bbu.data.sampling import EpochBatchSampler
@@ -79,17 +80,18 @@ class PackingBatchSampler(EpochBatchSampler):
         Raises:
             DataError: a sample is longer than a row.
         """
+        costs = lru_cache(maxsize=1)(sample_costs)  # an epoch's are asked for several times in a row
         super().__init__(
-            len(sample_costs(0)), 1, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size, on_epoch=on_epoch
+            len(costs(0)), 1, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size, on_epoch=on_epoch
         )
         assert max_total_length > 0 and buffer_size > 0 and vision_weight >= 0
-        self._sample_costs, self._capacity = sample_costs, max_total_length
+        self._sample_costs, self._capacity = costs, max_total_length
         self._buffer_size, self._vision_weight = buffer_size, vision_weight
         self._planned: dict[tuple[int, int], list[_Rows]] = {}
         # Fewer rows per epoch mean more epochs. The first epoch alone has at most as many rows as the final plan, so
         # it asks for at least as many epochs as the run will take, and none is left out of the plan.
         self._rows = self._needed_batches(0, self._order(0))
-        fewest = (self._needed_batches(epoch, self._order(epoch)) for epoch in range(epochs(self._rows)))
+        fewest = (self._needed_batches(epoch, self._order(epoch)) for epoch in range(1, epochs(self._rows)))
         self._rows = max(self._rows, *fewest, 1)
 
     def __len__(self) -> int:
