@@ -83,7 +83,7 @@ class ModelConfig:
     logits_chunk_size: NotNegativeInt
     """Supervised positions whose logits are computed at once; 0 computes all at once."""
     torch_compile: bool
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile. Refused at present."""
     generation_max_new_tokens: Annotated[PositiveInt, SCORE]
     """Longest generated answer, in tokens."""
     generation_batch_size: PositiveInt
