@@ -210,7 +210,7 @@ class TrainingCoordinator:
                 trainer.train()
             return self._finish(trainer, status)
         except BaseException:
-            trainer.saver.finish_after_failure()
+            trainer.saver.await_publication_after_failure()
             raise
 
     def _continue_epoch(self, trainer: BBUTrainer, checkpoint: Checkpoint, changes: list[Change]) -> str | None:
@@ -242,8 +242,8 @@ class TrainingCoordinator:
         state = trainer.state
         is_stopped = state.global_step < state.max_steps  # _StopCallback has ended it, and saved this step
         if not is_stopped and self._config.training.save_final:
-            trainer.save()
-        trainer.saver.finish()
+            trainer.save_step()
+        trainer.saver.await_publication()
         status.write(state, "stopped" if is_stopped else "completed")
         return PREEMPTED_EXIT_CODE if is_stopped else 0
 

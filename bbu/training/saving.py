@@ -47,7 +47,9 @@ class Publication:
 
 
 class CheckpointSaver:
-    """Saves steps one after the other. Every rank has one, and all call `save` and `finish` at the same steps.
+    """Saves steps one after the other.
+
+    Every rank has one, and all ranks call `save_step` and `await_publication` at the same steps.
 
     Args:
         publication: where and how checkpoints are published.
@@ -64,7 +66,7 @@ class CheckpointSaver:
         self._pending: PendingCheckpoint | None = None
         self._began, self._written, self._is_first = 0.0, 0.0, True
 
-    def save(self, step: int, check: Callable[[], None], write: Callable[[Path], None]) -> None:
+    def save_step(self, step: int, check: Callable[[], None], write: Callable[[Path], None]) -> None:
         """Save a step; it is published later, in the background. Collective.
 
         Args:
@@ -89,17 +91,17 @@ class CheckpointSaver:
         )
         self.saved_step = step
 
-    def review(self) -> None:
+    def review_publication(self) -> None:
         """Report the checkpoint on its way if it is published by now, or raise what prevented that. Does not wait."""
         if self._pending is not None and self._pending.is_over:
             self._wait()
 
-    def finish(self) -> None:
+    def await_publication(self) -> None:
         """Wait until the checkpoint on its way is published. Collective."""
         self._wait()
         self._ranks.barrier()  # rank 0 holds the board, and its end could end the job
 
-    def finish_after_failure(self) -> None:
+    def await_publication_after_failure(self) -> None:
         """Wait for the checkpoint on its way before this process ends by an error. Not collective; never raises."""
         try:
             self._wait()

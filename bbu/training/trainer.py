@@ -306,14 +306,14 @@ class BBUTrainer(Trainer):
         self.saver.saved_step = step
         self.train(resume_from_checkpoint=str(checkpoint))
 
-    def save(self) -> None:
+    def save_step(self) -> None:
         """Save the current step unless it is saved already. Collective."""
         self._save_checkpoint(self.model_wrapped, None)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
         if step != self.saver.saved_step:  # else resumed here, or saved by step and by epoch alike
-            self.saver.save(step, self._refuse_non_finite_weights, partial(self._write_checkpoint, model, trial))
+            self.saver.save_step(step, self._refuse_non_finite_weights, partial(self._write_checkpoint, model, trial))
 
     def _write_checkpoint(self, model: nn.Module, trial: Any, staged: Path) -> None:
         """Write this rank's files into a folder that is named `checkpoint-{step}`."""
@@ -453,4 +453,4 @@ class _SavingCallback(TrainerCallback):
         self._saver = saver
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._saver.review()
+        self._saver.review_publication()

@@ -111,9 +111,9 @@ def measure(trainer: BBUTrainer, root: Path) -> tuple[list[Times], list[Times]]:
 
 def time_ours(trainer: BBUTrainer) -> Times:
     began, cpu = time.perf_counter(), time.thread_time()
-    trainer.save()
+    trainer.save_step()
     stall, cpu = time.perf_counter() - began, time.thread_time() - cpu
-    trainer.saver.finish()
+    trainer.saver.await_publication()
     total = time.perf_counter() - began
     folder = trainer.publication.run.checkpoint(trainer.state.global_step)
     assert verify(folder).step == trainer.state.global_step

@@ -107,8 +107,8 @@ def test_a_save_that_takes_longer_than_the_notice_before_the_time_limit_is_warne
     saver = CheckpointSaver(publication, 0, 1, lambda: None)
     caplog.set_level(logging.WARNING)
     for step in (1, 2):
-        saver.save(step, lambda: None, lambda staged: (staged / "model.safetensors").write_bytes(b"weights"))
-        saver.finish()
+        saver.save_step(step, lambda: None, lambda staged: (staged / "model.safetensors").write_bytes(b"weights"))
+        saver.await_publication()
     assert steps == [1, 2]
     assert caplog.text.count("state signal_seconds: 60 or more") == warns
 
