@@ -83,11 +83,11 @@ def _interpolate(right: np.ndarray, wrong: np.ndarray, positives: int) -> np.nda
         right, wrong: [T, D] bool, boxes of one class by descending score.
         positives: number of true boxes of the class.
     """
-    found, false = right.cumsum(1).astype(float), wrong.cumsum(1).astype(float)
-    precision = found / (false + found + np.spacing(1))
+    true_positives, false_positives = right.cumsum(1).astype(float), wrong.cumsum(1).astype(float)
+    precision = true_positives / (false_positives + true_positives + np.spacing(1))
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     best = np.append(best, np.zeros((len(best), 1)), axis=1)
-    index = [np.searchsorted(recall, _RECALLS) for recall in found / positives]
+    index = [np.searchsorted(recall, _RECALLS) for recall in true_positives / positives]
     return np.take_along_axis(best, np.stack(index), axis=1)
 
 

@@ -96,10 +96,10 @@ def count_matches(overlaps: Overlaps, class_of: ClassOf, min_score: float = 0.0)
     Predictions with a score below `min_score` do not count.
     """
     matches = match_boxes(overlaps, classify_boxes(overlaps, class_of), ignored_boxes(overlaps.truth.area))
-    counted = overlaps.scores >= min_score
+    eligible = overlaps.scores >= min_score
     photo = overlaps.predicted.photo
-    matched = [np.bincount(photo[(row >= 0) & counted], minlength=overlaps.photos) for row in matches]
-    predicted = np.bincount(photo[counted], minlength=overlaps.photos)
+    matched = [np.bincount(photo[(row >= 0) & eligible], minlength=overlaps.photos) for row in matches]
+    predicted = np.bincount(photo[eligible], minlength=overlaps.photos)
     return Counts(np.stack(matched), predicted, np.bincount(overlaps.truth.photo, minlength=overlaps.photos))
 
 
@@ -113,11 +113,11 @@ def matched_descriptions(
     """
     classes = classify_boxes(overlaps, lambda description: "object")
     matches = match_boxes(overlaps, classes, ignored_boxes(overlaps.truth.area))[_threshold_index(iou)]
-    counted = np.flatnonzero(overlaps.scores >= min_score)
+    eligible = np.flatnonzero(overlaps.scores >= min_score)
     truth, predicted = overlaps.truth.descriptions, overlaps.predicted.descriptions
-    missed = np.setdiff1d(np.arange(len(truth)), matches[counted]).tolist()
+    missed = np.setdiff1d(np.arange(len(truth)), matches[eligible]).tolist()
     pairs: list[tuple[str | None, str | None]] = [
-        (truth[matches[p]] if matches[p] >= 0 else None, predicted[p]) for p in counted.tolist()
+        (truth[matches[p]] if matches[p] >= 0 else None, predicted[p]) for p in eligible.tolist()
     ]
     return pairs + [(truth[t], None) for t in missed]
 
@@ -180,8 +180,8 @@ def bootstrap(
     parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in counts}
     images = len(next(iter(counts.values())).truth)
     for weights in _draw_weights(images, resamples, seed):
-        for name, counted in counts.items():
-            parts[name].append(summarise(counted, weights))
+        for name, mode_counts in counts.items():
+            parts[name].append(summarise(mode_counts, weights))
     tails = [50 * (1 - level), 50 * (1 + level)]
     return {name: _join_intervals(drawn, tails) for name, drawn in parts.items()}
 
@@ -211,8 +211,8 @@ def count_absent_classes(overlaps: Overlaps, class_of: ClassOf, min_score: float
     Predictions with a score below `min_score` do not count.
     """
     present = {class_of(text) for text in set(overlaps.truth.descriptions)}
-    counted = (overlaps.scores >= min_score).tolist()
-    texts = Counter(text for text, counts in zip(overlaps.predicted.descriptions, counted, strict=True) if counts)
+    eligible = (overlaps.scores >= min_score).tolist()
+    texts = Counter(text for text, counts in zip(overlaps.predicted.descriptions, eligible, strict=True) if counts)
     absent: Counter[Any] = Counter()
     for text, count in texts.items():
         if (name := class_of(text)) not in present:

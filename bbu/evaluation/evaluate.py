@@ -93,7 +93,7 @@ def _absent_classes(overlaps: Overlaps, class_of: ClassOf, min_score: float) -> 
     }
 
 
-def _count_images(views: Sequence[View], predictions: Sequence[Prediction], counted: int) -> ImageCounts:
+def _count_images(views: Sequence[View], predictions: Sequence[Prediction], objects_predicted: int) -> ImageCounts:
     rejected: Counter[str] = Counter()
     for prediction in predictions:
         rejected.update(prediction.rejected)
@@ -103,5 +103,5 @@ def _count_images(views: Sequence[View], predictions: Sequence[Prediction], coun
         status=dict(sorted(Counter(p.status for p in predictions).items())),
         rejected=dict(sorted(rejected.items())),
         objects_true=sum(len(v.objects) for v in views),
-        objects_predicted=counted,
+        objects_predicted=objects_predicted,
     )
