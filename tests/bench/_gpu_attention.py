@@ -23,6 +23,7 @@ from bbu.data.collators import PackedDataCollator
 from bbu.data.types import Sample
 from bbu.models.attention import register_varlen
 from bbu.models.qwen import MODEL_INPUTS, BBUModel
+from bbu.training.objective import PlannedCollator
 from tests.bench._gpu_model import ModelSize, RowSize, build_config, build_model, make_samples, move_batch
 from tests.bench._results import Row
 
@@ -126,13 +127,16 @@ def _bfloat16_row(what: str, name: str, errors: Errors, eager: Errors) -> Row:
 
 
 def _compute_states(model: BBUModel, samples: Sequence[Sample], together: bool) -> _Result:
-    """The text model's last states, and the gradients of its layers."""
+    """The text model's last states, and the gradients of its layers; a row is planned as trainings plan it."""
     groups = [list(samples)] if together else [[sample] for sample in samples]
-    collate, outputs = PackedDataCollator(0, max_total_length=1 << 20), []
+    collate: Any = PackedDataCollator(0, max_total_length=1 << 20)
+    if together:
+        collate = PlannedCollator(collate, model.config.vision_config)
+    outputs: list[torch.Tensor] = []
     for group in groups:
         batch = move_batch(collate(group), _device_of(model), model.dtype)
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        states, _ = model(**inputs, use_cache=False, read_states=lambda states, head: states[0])
+        states, _ = model(**inputs, layout=batch.get("layout"), read_states=lambda states, head: states[0])
         _weighted_sum(states, together, [len(sample) for sample in group], outputs).backward()
     return _Result(outputs, _gradients(model.model.language_model.layers))
 
