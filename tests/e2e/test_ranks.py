@@ -98,6 +98,32 @@ def assert_same_files(checkpoint: Path, other: Path) -> None:
     assert not any(remarks.values()), remarks
 
 
+LOW_RANK = ("lora_rank=4", "gradient_checkpointing=true")
+
+
+@pytest.mark.parametrize("way", [(), ("deepspeed_enabled=true",)], ids=["ddp", "zero2"])
+def test_two_ranks_give_the_curve_of_one_with_adapters(demo: Demo, out: Path, way: tuple[str, ...]):
+    if not (out / "output-low-rank-one").exists():
+        train(demo, out, "low-rank-one", *HEAD, *LOW_RANK, "per_device_train_batch_size=4", ranks=1)
+    name = f"low-rank-{len(way)}"
+    train(demo, out, name, *HEAD, *LOW_RANK, *way, ranks=2)
+    one, two = read_scalars(out / "output-low-rank-one"), read_scalars(out / f"output-{name}")
+    for tag in (*COMPARED, *HEAD_COMPARED):
+        assert two[tag] == pytest.approx(one[tag], rel=TOLERANCE), tag
+
+
+def test_zero2_resumes_adapters_without_the_base_model_in_its_states(demo: Demo, out: Path):
+    run = out / "output-low-rank-1"  # of the test above
+    (state,) = (run / "checkpoint-3").glob("*/*model_states.pt")
+    assert state.stat().st_size < 4 * 2**20  # the base model alone has 10 MB
+    first = load_file(run / "checkpoint-6/adapter_model.safetensors")
+    shutil.rmtree(run / "checkpoint-6")
+    done = train(demo, out, "low-rank-1", *HEAD, *LOW_RANK, "deepspeed_enabled=true", ranks=2)
+    assert "step 4/6" in done.out and "step 3/6" not in done.out, done.out
+    again = load_file(run / "checkpoint-6/adapter_model.safetensors")
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
 def test_packed_rows_over_two_ranks(demo: Demo, out: Path):
     packed = ("collator_type=packed", "per_device_train_batch_size=1", "max_total_length=2048", "eval_strategy=steps")
     train(demo, out, "packed", *HEAD, *packed, "eval_steps=3", ranks=2)

@@ -44,6 +44,11 @@ def test_a_chunked_language_head_is_refused_under_zero_3(tmp_path: Path):
     assert "use ZeRO-2" in refusal(tmp_path, *overrides, "logits_chunk_size=64")
 
 
+def test_adapters_under_zero_3_are_refused(tmp_path: Path):
+    overrides = deepspeed_file(tmp_path, {"zero_optimization": {"stage": 3}})
+    assert "lora_rank 4 with ZeRO-3 is not supported" in refusal(tmp_path, *overrides, "lora_rank=4")
+
+
 @pytest.mark.parametrize("gather", [{}, {"stage3_gather_16bit_weights_on_model_save": "auto"}], ids=["unset", "auto"])
 def test_zero_3_must_gather_the_weights_for_a_checkpoint(tmp_path: Path, gather: dict):
     overrides = deepspeed_file(tmp_path, {"zero_optimization": {"stage": 3} | gather})

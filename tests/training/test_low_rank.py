@@ -18,6 +18,7 @@ from bbu.models.adapters import AdapterSpec, is_adapter_name
 from bbu.models.qwen import load_model
 from bbu.run.checkpoints import verify
 from bbu.run.folder import RunFolder
+from bbu.training.arguments import training_arguments
 from bbu.training.coordinator import TrainingCoordinator
 from bbu.training.parameter_manager import ParameterManager
 from bbu.training.preemption import StopFlag
@@ -64,6 +65,17 @@ def test_adapters_and_head_alone_train_in_five_groups(demo: Demo):
     assert {name for name, _ in model.named_parameters() if name.startswith("detection_head.")} <= trained
     groups = {group["group"] for group in manager.optimizer_groups()}
     assert groups == {"vision", "llm", "detection", "adapter"}
+
+
+def test_the_config_for_a_card_of_24_gb_differs_from_the_base_only_where_it_must(tmp_path: Path):
+    base, config = load_config("base_flat"), load_config("one_card_24gb")
+    changed = {key for key, value in config.as_flat().items() if value != getattr(base, key)}
+    assert changed <= {
+        "torch_dtype", "logits_chunk_size", "gradient_accumulation_steps", "vision_lr", "merger_lr", "llm_lr",
+        "lora_rank", "deepspeed_enabled",
+    }  # fmt: skip
+    assert config.train_prompt == config.eval_prompt and config.gradient_checkpointing
+    assert training_arguments(config, RunFolder(tmp_path)).bf16  # bfloat16 weights are fine where they are frozen
 
 
 def test_a_run_learns_and_logs_the_norms_of_the_adapters(run: RunFolder):
