@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_checkpoint_argument(parser, required=True)
     parser.add_argument(
-        "--merge", type=Path, required=True, metavar="OUT", help="folder to write; it must not exist yet"
+        "--merge", type=Path, required=True, metavar="OUT", help="folder to write: a new or an empty one"
     )
     add_override_argument(parser)
     return parser

@@ -112,16 +112,9 @@ def test_two_ranks_give_the_curve_of_one_with_adapters(demo: Demo, out: Path, wa
         assert two[tag] == pytest.approx(one[tag], rel=TOLERANCE), tag
 
 
-def test_zero2_resumes_adapters_without_the_base_model_in_its_states(demo: Demo, out: Path):
-    run = out / "output-low-rank-1"  # of the test above
-    (state,) = (run / "checkpoint-3").glob("*/*model_states.pt")
+def test_the_states_of_zero2_leave_out_the_base_model(out: Path):
+    (state,) = (out / "output-low-rank-1/checkpoint-3").glob("*/*model_states.pt")  # of the test above
     assert state.stat().st_size < 4 * 2**20  # the base model alone has 10 MB
-    first = load_file(run / "checkpoint-6/adapter_model.safetensors")
-    shutil.rmtree(run / "checkpoint-6")
-    done = train(demo, out, "low-rank-1", *HEAD, *LOW_RANK, "deepspeed_enabled=true", ranks=2)
-    assert "step 4/6" in done.out and "step 3/6" not in done.out, done.out
-    again = load_file(run / "checkpoint-6/adapter_model.safetensors")
-    assert all(torch.equal(first[key], again[key]) for key in first)
 
 
 def test_packed_rows_over_two_ranks(demo: Demo, out: Path):
