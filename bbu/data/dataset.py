@@ -288,10 +288,10 @@ class BBUDataset(Dataset[Sample]):
         rng = random.Random(f"{self._seed}/{epoch}/{index}")
         if rng.random() >= self._teacher_ratio:
             return []
-        own = sorted({position for image in student.images for position in self._pool_positions.get(image, ())})
-        others = len(self._pool) - len(own)
+        students = sorted({position for image in student.images for position in self._pool_positions.get(image, ())})
+        others = len(self._pool) - len(students)
         drawn = rng.sample(range(others), min(self._num_teachers, others))
-        return [self._pool[_skip_positions(number, own)] for number in drawn]
+        return [self._pool[_skip_positions(number, students)] for number in drawn]
 
 
 def _skip_positions(number: int, skipped: Sequence[int]) -> int:
@@ -332,10 +332,7 @@ def load_dataset(
     ratio = config.teacher_ratio if train else config.eval_teacher_ratio
     file = read_split(config, train)
     pool = read_pool(config) if ratio > 0 and config.num_teacher_samples > 0 else None
-    files = [file] if pool is None else [file, pool]
-    measured = on_rank_0(lambda: [_check_and_measure(item, builder) for item in files])
-    for item, costs in zip(files, measured, strict=True):
-        builder.remember_costs((view for _, view in item.views()), costs)
+    _measure_once([file] if pool is None else [file, pool], builder, on_rank_0)
     return BBUDataset(
         _fitting_records(file.records, builder, max_length, config.long_sample_policy),
         [] if pool is None else [record.student for _, record in pool.used],
@@ -345,6 +342,13 @@ def load_dataset(
         max_length=max_length,
         seed=seed,
     )
+
+
+def _measure_once(files: Sequence[RecordsFile], builder: SampleBuilder, on_rank_0: OnRank0) -> None:
+    """Have rank 0 check the photos of some files and measure their views, and take the costs over on every rank."""
+    costs_of_files = on_rank_0(lambda: [_check_and_measure(file, builder) for file in files])
+    for file, costs in zip(files, costs_of_files, strict=True):
+        builder.remember_costs((view for _, view in file.views()), costs)
 
 
 def _check_and_measure(file: RecordsFile, builder: SampleBuilder) -> list[SampleCost]:
