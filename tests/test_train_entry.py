@@ -21,7 +21,10 @@ def train(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("arguments", [("base_flat",), ("base_flat_v2", "--use-new-config"), ("smoke",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("base_flat",), ("base_flat_v2", "--use-new-config"), ("one_card_80gb",), ("one_card_40gb",), ("smoke",)],
+)
 def test_validate_only_accepts_the_shipped_configs(arguments: tuple[str, ...]):
     done = train("--config", *arguments, "--log_level", "INFO", "--log_verbose", "true", "--validate-only")
     assert done.returncode == 0 and f"{len(OWNERS)} keys" in done.stdout

@@ -81,7 +81,7 @@ class ModelConfig:
     gradient_checkpointing: bool
     """Recompute activations in the backward pass to save memory."""
     logits_chunk_size: NotNegativeInt
-    """Supervised positions whose logits are computed at once; 0 computes all at once."""
+    """Positions of answers, or of captions, whose logits are computed at once; 0 computes all at once."""
     torch_compile: bool
     """Compile the model with torch.compile. Refused at present."""
     generation_max_new_tokens: Annotated[PositiveInt, SCORE]

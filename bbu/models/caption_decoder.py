@@ -3,7 +3,7 @@
 It uses the language model's vocabulary: token embeddings enter through an adapter, and its states leave through the
 language model's head. So a caption can be any text, and no second vocabulary is trained.
 
-Shapes: M captions, C tokens in a caption, D width of the decoder, V tokens in the vocabulary.
+Shapes: M captions, C tokens in a caption, D width of the decoder, H width of the language model.
 """
 
 from __future__ import annotations
@@ -40,22 +40,20 @@ class CaptionDecoder(nn.Module):
         states: Float[torch.Tensor, "M D"],
         tokens: Int64[torch.Tensor, "M C"],
         embed: nn.Module,
-        language_head: nn.Module,
-    ) -> Float[torch.Tensor, "M C V"]:
-        """Compute the logits of captions of C tokens.
+    ) -> Float[torch.Tensor, "M C H"]:
+        """Compute the states from which the language model's head predicts the C tokens of each caption.
 
         Args:
             states: state of the query that each caption belongs to.
             tokens: the true captions; ids after the end token may be any, and the last token is not read.
             embed: the language model's token embedding.
-            language_head: the language model's head.
 
-        Shapes: M captions, C tokens in a caption, D width of the decoder, V tokens in the vocabulary.
+        Shapes: M captions, C tokens in a caption, D width of the decoder, H width of the language model.
         """
         # Shift right: the query's state stands before the first token, so position t predicts token t.
         before = self.token_adapter(embed(tokens[:, :-1]).to(states.dtype))
         hidden, _ = self._run(torch.cat([states[:, None], before], dim=1), None)
-        return language_head(self.output(hidden))
+        return self.output(hidden)
 
     @torch.no_grad()
     def generate(

@@ -6,19 +6,15 @@ import importlib
 import os
 import socket
 import sys
-from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from bbu.config.domains import InfrastructureConfig
+from bbu.config.deepspeed import check_deepspeed, find_deepspeed_file
 from bbu.config.flat import DirectConfig
 from bbu.config.optimizers import missing_optimizer_package
-from bbu.config.read import CONFIG_DIR
 from bbu.errors import ConfigError
 from bbu.run.folder import RunFolder
-from bbu.strict_json import read_json
 
 
 def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArguments:
@@ -36,7 +32,7 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
     _check_optimizer(config)
     if infra.deepspeed_enabled:
         importlib.import_module("deepspeed")  # where it is missing, transformers would raise a TypeError
-        _check_deepspeed(config)
+        check_deepspeed(config)
         _name_single_rank()
     try:
         arguments = _translate(config, run, gpu)
@@ -87,7 +83,7 @@ def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         ddp_backend=_resolve_backend(infra.distributed_backend, gpu) if "RANK" in os.environ else None,
         ddp_timeout=infra.distributed_timeout_s,
         ddp_find_unused_parameters=False,  # the objective puts every parameter that trains into the graph
-        deepspeed=str(_find_deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
+        deepspeed=str(find_deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
     )
 
 
@@ -115,61 +111,6 @@ def _check_optimizer(config: DirectConfig) -> None:
             f"{config.source}: optim {name} needs the Python package {package}, which is not installed in "
             f"{sys.executable}; install it, or set optim to adamw_torch"
         )
-
-
-def _check_deepspeed(config: DirectConfig) -> None:
-    """Refuse what DeepSpeed would do instead of what the run config says, and what would leave ranks waiting."""
-    path = _find_deepspeed_file(config.infrastructure.deepspeed_config)
-    settings = _read_deepspeed_file(path)
-    # DeepSpeed's own optimizer and schedule know one learning rate, and would ignore those of the five groups.
-    if sections := [name for name in ("optimizer", "scheduler") if name in settings]:
-        raise ConfigError(
-            f"{path}: {' and '.join(sections)} would replace the learning rates of the run config; remove the section"
-        )
-    if zero_stage(config.infrastructure) != 3:
-        return
-    if config.training.lora_rank:
-        raise ConfigError(
-            f"{config.source}: lora_rank {config.training.lora_rank} with ZeRO-3 is not supported: frozen weights need "
-            "no partitioning to fit; use ZeRO-2 or no DeepSpeed"
-        )
-    if config.model.logits_chunk_size:
-        # All ranks gather a layer's weights together, so all must call each layer equally often.
-        raise ConfigError(
-            f"{config.source}: logits_chunk_size {config.model.logits_chunk_size} with ZeRO-3: ranks with longer "
-            "answers would call the language head more often than others; set it to 0 or use ZeRO-2"
-        )
-    if settings["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save") is not True:
-        raise ConfigError(
-            f"{path}: without stage3_gather_16bit_weights_on_model_save: true a checkpoint would hold no weights that "
-            "others can load; add it to zero_optimization"
-        )
-
-
-def zero_stage(infra: InfrastructureConfig) -> int:
-    """Read the stage of ZeRO, 0 to 3, from the DeepSpeed file.
-
-    Raises:
-        ConfigError: the file is missing, or names no stage.
-    """
-    path = _find_deepspeed_file(infra.deepspeed_config)
-    section = _read_deepspeed_file(path).get("zero_optimization", {})
-    stage = section.get("stage", 0) if isinstance(section, dict) else None
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization must name a stage, 0 to 3; copy one of configs/deepspeed")
-    return stage
-
-
-def _read_deepspeed_file(path: Path) -> dict[str, Any]:
-    return read_json(path, ConfigError, "correct it, or copy one of configs/deepspeed")
-
-
-def _find_deepspeed_file(name: str) -> Path:
-    """Look a path up as it is, then relative to the checkout, whatever folder the run was started in."""
-    for path in (Path(name), CONFIG_DIR.parent / name):
-        if path.is_file():
-            return path.absolute()
-    raise ConfigError(f"deepspeed_config {name}: no such file; see configs/deepspeed")
 
 
 def _name_single_rank() -> None:

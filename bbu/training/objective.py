@@ -31,7 +31,8 @@ class Objective:
 
     Args:
         detection: settings of the head, its matcher and its losses.
-        logits_chunk_size: supervised positions whose logits are computed at once; 0 computes all at once.
+        logits_chunk_size: positions of answers, or of captions, whose logits are computed at once; 0 computes all at
+            once.
     """
 
     def __init__(self, detection: DetectionConfig, logits_chunk_size: int) -> None:
@@ -95,8 +96,8 @@ class Objective:
         """
         assert model.detection_head is not None
         tokens = captions.clamp(min=0)  # positions after the end are not read, but must hold a token id
-        logits = model.detection_head.captions(states, tokens, model.get_input_embeddings(), model.lm_head)
-        return LossSum(*caption_sums(logits, captions))
+        states = model.detection_head.captions(states, tokens, model.get_input_embeddings())
+        return LossSum(*caption_sums(states, model.lm_head, captions, chunk_size=self._chunk_size))
 
     def _denoising_losses(
         self, output: DetectionOutput, denoising: Denoising, boxes: torch.Tensor

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bbu.config.deepspeed import zero_stage
 from bbu.config.flat import DirectConfig
 from bbu.config.read import load_recorded_config
 from bbu.errors import CheckpointError, ConfigError
 from bbu.run.checkpoints import Checkpoint
 from bbu.run.folder import HEAD_FOLDER, RUN_CONFIG
-from bbu.training.arguments import zero_stage
 
 
 @dataclass(frozen=True)

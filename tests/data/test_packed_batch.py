@@ -10,7 +10,7 @@ import torch
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import load_dataset
 from bbu.errors import DataError
-from bbu.losses.language import _token_losses, find_supervision
+from bbu.losses.language import _cross_entropies, find_supervision
 from bbu.models import attention
 from bbu.models.qwen import MODEL_INPUTS, load_image_processor, load_tokenizer
 from bbu.models.tiny import build_tiny_model
@@ -67,7 +67,7 @@ def run(model, batch, **options) -> tuple[torch.Tensor, torch.Tensor]:
     supervision = find_supervision(batch["labels"], batch["answer_roles"] == 1)
     inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
     logits = model(**inputs, **options).logits.flatten(0, 1)[supervision.positions]
-    losses = _token_losses(logits, supervision.targets)
+    losses = _cross_entropies(logits, supervision.targets)
     losses.sum().backward()
     return losses.detach(), supervision.positions
 

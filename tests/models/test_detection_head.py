@@ -226,7 +226,7 @@ def test_captions_written_with_a_cache_are_those_of_full_passes(model: BBUModel)
     end = int(decoder.generate(states, embed, head, end=-1)[7, 3])  # so that captions end at different lengths
     written = decoder.generate(states, embed, head, end)
     with torch.no_grad():
-        logits = decoder(states, written, embed, head)
+        logits = head(decoder(states, written, embed))
     ended = (written == end).cumsum(1) - (written == end).int() > 0
     assert len(set(ended.sum(1).tolist())) > 1
     assert torch.equal(torch.where(ended, end, logits.argmax(-1)), written)
@@ -235,11 +235,11 @@ def test_captions_written_with_a_cache_are_those_of_full_passes(model: BBUModel)
 
 def test_a_caption_token_does_not_see_itself_or_what_follows(model: BBUModel):
     torch.manual_seed(3)
-    states, embed, head = torch.randn(2, 32), model.get_input_embeddings(), model.lm_head
+    states, embed = torch.randn(2, 32), model.get_input_embeddings()
     tokens = torch.randint(0, 900, (2, 6))
     changed = tokens.clone()
     changed[:, 3:] = torch.randint(0, 900, (2, 3))
-    one, other = (model.detection_head.captions(states, t, embed, head) for t in (tokens, changed))
+    one, other = (model.detection_head.captions(states, t, embed) for t in (tokens, changed))
     torch.testing.assert_close(one[:, :4], other[:, :4])
     assert not torch.allclose(one[:, 4:], other[:, 4:])
 

@@ -62,6 +62,21 @@ def test_deepspeed_may_not_replace_the_learning_rates_of_the_groups(tmp_path: Pa
     assert f"{section} would replace the learning rates" in refusal(tmp_path, *overrides)
 
 
+OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+
+
+@pytest.mark.parametrize("force", [{}, {"zero_force_ds_cpu_optimizer": True}], ids=["unset", "true"])
+def test_an_offloaded_optimizer_must_be_the_runs_own(tmp_path: Path, force: dict):
+    """DeepSpeed's own calls no hook, so that NaN would pass and gn/<group> would be missing."""
+    overrides = deepspeed_file(tmp_path, OFFLOAD | force)
+    assert "add zero_force_ds_cpu_optimizer: false" in refusal(tmp_path, *overrides)
+
+
+def test_deepspeed_takes_weights_below_float32_under_mixed_precision_alone(tmp_path: Path):
+    overrides = deepspeed_file(tmp_path, {"zero_optimization": {"stage": 2}})
+    assert "set bf16 to true" in refusal(tmp_path, *overrides, "torch_dtype=bfloat16")
+
+
 def test_a_deepspeed_file_that_is_missing_or_broken_is_named(tmp_path: Path):
     assert "none.json: no such file" in refusal(tmp_path, "deepspeed_enabled=true", "deepspeed_config=none.json")
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
