@@ -34,6 +34,7 @@ from bbu.run.files import write_atomic
 from bbu.run.folder import RUN_CONFIG, RunFolder, checkpoint_step
 from bbu.run.lease import Owner, held_lease
 from bbu.training.arguments import training_arguments
+from bbu.training.memory import announce_memory
 from bbu.training.metrics import ProgressCallback, StatusCallback, TensorBoardCallback
 from bbu.training.objective import PlannedCollator
 from bbu.training.position import read_position
@@ -82,6 +83,7 @@ class TrainingCoordinator:
             if checkpoint:
                 _check_world_size(checkpoint, config.infrastructure, arguments.world_size)
             folder = checkpoint.path if checkpoint else Path(config.model.model_path)
+            announce_memory(config, folder, arguments.world_size, _card_bytes(arguments.device))
             trainer = self._build(folder, arguments, check_lease, status)
             return self._train(trainer, status, checkpoint, changes)
 
@@ -315,6 +317,10 @@ def _select_deepspeed_accelerator() -> None:
     """Name the CPU to DeepSpeed where there is no GPU; it reads the variable when it is imported."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _card_bytes(device: torch.device) -> int | None:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def _broadcast_from_rank_0(compute: Callable[[], T]) -> T:
