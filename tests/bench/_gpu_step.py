@@ -20,9 +20,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from bbu.config.flat import DirectConfig
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.types import Sample
+from bbu.models.dimensions import ModelDimensions
 from bbu.models.qwen import MODEL_INPUTS, BBUModel
 from bbu.training.flops import measure_work, peak_flops, training_flops
 from bbu.training.loss_manager import LossManager, global_counts
+from bbu.training.memory import estimate_memory
 from bbu.training.objective import Objective, PlannedCollator
 from tests.bench._gpu_model import ModelSize, build_config, build_model, move_batch
 from tests.bench._results import Row
@@ -212,6 +214,12 @@ def _remark(step: Step | None) -> str:
     return "WRONG: the loss is not finite" if step and step.loss != step.loss else ""
 
 
-def estimate_peak(case: StepCase) -> float | None:
-    """The peak in bytes that the project computes before a training starts."""
-    return None
+def estimate_peak(case: StepCase) -> float:
+    """The peak in bytes that the project computes before a training starts.
+
+    AdamW keeps both moments in the dtype of the weights. The project counts them in float32: it trains weights in
+    bfloat16 under DeepSpeed alone, which keeps them so.
+    """
+    dimensions = ModelDimensions.from_config(build_config(case.size).to_dict())
+    estimate = estimate_memory(case.config, dimensions, ranks=1)
+    return estimate.total - estimate.states["optimizer"] * (1 - case.dtype.itemsize / 4)
