@@ -82,11 +82,6 @@ CROSS_RULES = (
         "torch_dtype float16 needs fp16 true",
     ),
     CrossRule(
-        ("torch_compile",),
-        lambda compiles: compiles,
-        "torch_compile is not supported: compiled training is not shown to equal the rest; set it to false",
-    ),
-    CrossRule(
         ("detection_hidden_dim", "detection_num_heads"),
         lambda width, heads: width % heads != 0,
         "detection_hidden_dim {0} must be a multiple of detection_num_heads {1}",

@@ -82,8 +82,6 @@ class ModelConfig:
     """Recompute activations in the backward pass to save memory."""
     logits_chunk_size: NotNegativeInt
     """Positions of answers, or of captions, whose logits are computed at once; 0 computes all at once."""
-    torch_compile: bool
-    """Compile the model with torch.compile. Refused at present."""
     generation_max_new_tokens: Annotated[PositiveInt, SCORE]
     """Longest generated answer, in tokens."""
     generation_batch_size: PositiveInt
@@ -391,6 +389,8 @@ class InfrastructureConfig:
     """Seconds without a heartbeat after which another trainer may take the run folder."""
     max_requeues: NotNegativeInt
     """How many times a job that was stopped with its state saved may be requeued."""
+    memory_policy: Literal["refuse", "warn"]
+    """What to do at the start where weights, gradients and optimizer are estimated to exceed the GPU's memory."""
     eval_claim_timeout_s: PositiveFloat
     """Seconds without renewal after which another eval worker may take a claim."""
 
@@ -419,6 +419,7 @@ RETIRED: dict[str, str] = {
     "logging_first_step": "the first step is always logged",
     "ddp_find_unused_parameters": "every parameter that trains is in the graph of each step",
     "hash_data": "provenance.json always has the hashes of the data files",
+    "torch_compile": "the model is never compiled",
 }
 """Key of an older version → what takes its place. Recorded configs of old runs may state it."""
 
@@ -428,6 +429,7 @@ VALUES_BEFORE: dict[str, Any] = {
     "lora_rank": 0,
     "lora_alpha": 32,
     "lora_dropout": 0.0,
+    "memory_policy": "warn",
 }
 """Key that old runs did not record → the value that describes what they did."""
 

@@ -39,7 +39,7 @@ def memory_findings(config: DirectConfig, ranks: int, card_bytes: int | None) ->
         yield ok(describe_memory(estimate))
         if card_bytes is None:
             return
-        if problem := check_card(estimate, card_bytes, str(config.source)):
+        if problem := check_card(estimate, card_bytes, config):
             yield warning(*_split_remedy(problem))
         else:
             yield ok(f"that fits the cards of {card_bytes / GB:.1f} GB")

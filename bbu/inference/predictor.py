@@ -350,8 +350,8 @@ class Predictor:
     def _end_tokens(self) -> list[int]:
         """The tokens that end an answer: the model's own list (generation_config.json) and the chat's end token."""
         listed = self._model.generation_config.eos_token_id
-        own = [] if listed is None else listed if isinstance(listed, list) else [listed]
-        return sorted({*own, self._end_token})
+        tokens = [] if listed is None else listed if isinstance(listed, list) else [listed]
+        return sorted({*tokens, self._end_token})
 
     @property
     def _end_token(self) -> int:

@@ -124,12 +124,12 @@ def plan_vision(grid: torch.Tensor, config: Any) -> VisionLayout:
         position_ids=get_vision_position_ids(grid, config.spatial_merge_size),
         max_seqlen=int(images.diff().max()),
         max_window_seqlen=int(windows.diff().max()),
-        windows=group_by_length(windows),
-        images=group_by_length(images),
+        windows=_group_by_length(windows),
+        images=_group_by_length(images),
     )
 
 
-def group_by_length(bounds: torch.Tensor) -> Groups:
+def _group_by_length(bounds: torch.Tensor) -> Groups:
     """Group windows by length; bounds: [windows + 1], where each begins, then the end of the last."""
     sizes = bounds.diff().long()
     # A stable sort keeps the patches of a window together.

@@ -249,12 +249,10 @@ def load_model(
         ConfigError: this machine lacks the configured attention.
     """
     path = check_folder(folder)
-    base = check_folder(find_base(path, config.model_path)) if is_adapter_folder(path) else path
-    if is_adapter_folder(path) and for_training and adapters is None:
-        raise ModelError(
-            f"{path}: holds adapters, but lora_rank is 0; merge them (python -m bbu.export --checkpoint {path} --merge "
-            "OUT) and set model_path to OUT"
-        )
+    base = path
+    if is_adapter_folder(path):
+        _check_rank_is_set(path, adapters, for_training)
+        base = check_folder(find_base(path, config.model_path))
     model, missing = _load_weights(base, path, config, detection)
     if adapters is not None and model.detection_head is not None:
         model.detection_head.float()
@@ -266,6 +264,15 @@ def load_model(
     if detection is not None:
         model.detach_memory = detection.detection_detach_memory
     return _prepare_for_training(model, config) if for_training else model
+
+
+def _check_rank_is_set(path: Path, adapters: AdapterSpec | None, for_training: bool) -> None:
+    """Refuse to train a folder of adapters as if it were a whole model."""
+    if for_training and adapters is None:
+        raise ModelError(
+            f"{path}: holds adapters, but lora_rank is 0; merge them (python -m bbu.export --checkpoint {path} --merge "
+            "OUT) and set model_path to OUT"
+        )
 
 
 def _load_weights(

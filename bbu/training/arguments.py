@@ -65,7 +65,6 @@ def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         bf16=training.bf16,
         fp16=training.fp16,
         tf32=config.model.tf32 if gpu else None,
-        torch_compile=config.model.torch_compile,
         seed=training.seed,
         data_seed=training.data_seed,
         save_strategy=training.save_strategy,

@@ -112,7 +112,7 @@ def estimate_memory(config: DirectConfig, dimensions: ModelDimensions, ranks: in
     trained = _trained_counts(config, dimensions, counts)
     low_rank = sum(trained[group] for group in _BASE_GROUPS if group in trained) if config.training.lora_rank else 0
     states, host = _states(config, plan, precision, ranks, sum(counts.values()) + low_rank, sum(trained.values()))
-    row = longest_row(config, dimensions)
+    row = _longest_row(config, dimensions)
     embedding = dimensions.embedding_parameters if "llm" in trained and not low_rank else 0
     return MemoryEstimate(
         ranks=ranks,
@@ -135,14 +135,14 @@ def announce_memory(config: DirectConfig, model_folder: Path, ranks: int, card_b
         card_bytes: memory of this rank's card; None without one.
 
     Raises:
-        ConfigError: the states alone exceed the card.
+        ConfigError: the states alone exceed the card, and memory_policy is refuse.
     """
     dimensions = read_dimensions(model_folder)
     if dimensions is None:
         return
     estimate = estimate_memory(config, dimensions, ranks)
     logger.info("%s", describe_memory(estimate))
-    if card_bytes is not None and (warning := check_card(estimate, card_bytes, str(config.source))):
+    if card_bytes is not None and (warning := check_card(estimate, card_bytes, config)):
         logger.warning("%s", warning)
 
 
@@ -158,22 +158,25 @@ def preview_memory(config: DirectConfig, ranks: Sequence[int]) -> str | None:
     return memory_table([estimate_memory(config, dimensions, count) for count in ranks]) if dimensions else None
 
 
-def check_card(estimate: MemoryEstimate, card_bytes: int, source: str) -> str | None:
+def check_card(estimate: MemoryEstimate, card_bytes: int, config: DirectConfig) -> str | None:
     """Compare an estimate with a card.
 
     Returns:
         What to know where the estimate exceeds the card; None where it fits.
 
     Raises:
-        ConfigError: the states alone exceed the card, so that no batch could fit.
+        ConfigError: the states alone exceed the card, so that no batch could fit, and memory_policy is refuse.
     """
-    card, states = card_bytes / GB, (estimate.states_total + RESERVED_BYTES) / GB
+    source, card, states = config.source, card_bytes / GB, (estimate.states_total + RESERVED_BYTES) / GB
     if states > card:
-        raise ConfigError(
+        problem = (
             f"{source}: weights, gradients and optimizer need {states:.1f} GB on each of {estimate.ranks} card(s), "
             f"which have {card:.1f} GB; use more cards with ZeRO-2 (configs/base_flat.yaml), or keep the optimizer in "
             "the host's memory (configs/one_card_40gb.yaml)"
         )
+        if config.infrastructure.memory_policy == "refuse":
+            raise ConfigError(problem)
+        return problem
     total = (estimate.total + RESERVED_BYTES) / GB
     if total <= card:
         return None
@@ -219,7 +222,7 @@ def _table_rows(estimate: MemoryEstimate) -> dict[str, float]:
     }
 
 
-def longest_row(config: DirectConfig, dimensions: ModelDimensions) -> Row:
+def _longest_row(config: DirectConfig, dimensions: ModelDimensions) -> Row:
     """The longest micro-batch that a config allows, with as many of the largest images as usually fit into it."""
     data, training = config.data, config.training
     packed = data.collator_type == "packed"
@@ -290,19 +293,19 @@ def _states(
     name = config.training.optim
     moments = next((size for part, size in _MOMENT_BYTES.items() if name.startswith(part)), 2 * _FLOAT)
     stage = plan.stage if plan else 0
-    own = trained / (ranks if stage >= 1 else 1)
+    share = trained / (ranks if stage >= 1 else 1)
     weights = precision.weight * all_count / (ranks if stage == 3 else 1)
     gradients = precision.gradient * trained / (ranks if stage >= 2 else 1)
     if plan is None or not plan.offloads_optimizer:
-        master = precision.master * own
-        return {"weights": weights, "gradients": gradients, "optimizer": master + moments * own}, {}
+        master = precision.master * share
+        return {"weights": weights, "gradients": gradients, "optimizer": master + moments * share}, {}
     # DeepSpeed's host side: the float32 copy and its gradients, and the new weights on their way to the card. Where
     # gradients are accumulated, the host holds their sum as well.
     accumulated = precision.gradient * trained if config.training.gradient_accumulation_steps > 1 else 0
     host = {
-        "optimizer": (_FLOAT + moments) * own,
-        "gradients": _FLOAT * own + accumulated,
-        "new weights": precision.weight * own,
+        "optimizer": (_FLOAT + moments) * share,
+        "gradients": _FLOAT * share + accumulated,
+        "new weights": precision.weight * share,
     }
     return {"weights": weights, "gradients": 0.0 if stage >= 2 else gradients, "optimizer": 0.0}, host
 
@@ -328,12 +331,12 @@ def _step_bytes(
     DeepSpeed joins the gradients of one parameter group and casts them to float32. A fused step needs nothing, any
     other the square roots of the second moments of a group.
     """
-    own = largest_group / (ranks if plan and plan.stage >= 1 else 1)
+    share = largest_group / (ranks if plan and plan.stage >= 1 else 1)
     roots = 0 if config.training.optim.endswith("fused") else _FLOAT
     if plan is None:
-        return roots * own
+        return roots * share
     joined = precision.gradient if precision.gradient == _FLOAT else precision.gradient + _FLOAT
-    return 0.0 if plan.offloads_optimizer else max(joined, _FLOAT + roots) * own
+    return 0.0 if plan.offloads_optimizer else max(joined, _FLOAT + roots) * share
 
 
 # --- forward and backward pass ---

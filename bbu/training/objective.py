@@ -44,7 +44,7 @@ class Objective:
 
         With a batch of a PlannedCollator the host waits for the device once, to match.
         """
-        supervision = batch.get("supervision") or plan_supervision(batch)
+        supervision = batch.get("supervision") or _plan_supervision(batch)
         readers: dict[str, Any] = {
             "read_states": partial(language_sums, supervision=supervision, chunk_size=self._chunk_size)
         }
@@ -125,11 +125,11 @@ class PlannedCollator:
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
         batch = self._collate(samples)
         return {
-            **batch, "layout": plan_layout(batch, self._vision_config), "supervision": plan_supervision(batch),
+            **batch, "layout": plan_layout(batch, self._vision_config), "supervision": _plan_supervision(batch),
         }  # fmt: skip
 
 
-def plan_supervision(batch: Mapping[str, Any]) -> Supervision:
+def _plan_supervision(batch: Mapping[str, Any]) -> Supervision:
     """Find the supervised tokens of a batch."""
     return find_supervision(batch["labels"], batch["answer_roles"] == ROLE_CODES["teacher"])
 

@@ -49,7 +49,7 @@ _NONE = Effect("none")
 _TABLE: tuple[tuple[Effect, str], ...] = (
     (_APPLIED, "vision_lr merger_lr llm_lr detection_lr adapter_lr weight_decay adam_beta1 adam_beta2 adam_epsilon"),
     (_APPLIED, "max_grad_norm auto_scale_lr lr_reference_batch_size bf16 fp16 teacher_loss_weight student_loss_weight"),
-    (_APPLIED, "nan_policy nan_max_skips deepspeed_config tf32 gradient_checkpointing logits_chunk_size torch_compile"),
+    (_APPLIED, "nan_policy nan_max_skips deepspeed_config tf32 gradient_checkpointing logits_chunk_size"),
     (_APPLIED, "attn_implementation vision_attn_implementation detection_detach_memory detection_freeze_epochs"),
     (_APPLIED, "detection_bbox_weight detection_giou_weight detection_objectness_weight detection_caption_weight"),
     (_APPLIED, "detection_aux_weight detection_loss_weight detection_cost_bbox detection_cost_giou"),
@@ -93,7 +93,7 @@ _TABLE: tuple[tuple[Effect, str], ...] = (
     (_NONE, "eval_claim_timeout_s"),
     # Where the run lies and what it reports.
     (_NONE, "run_name output_root resume log_level log_verbose progress status_interval_s lease_timeout_s"),
-    (_NONE, "max_requeues"),
+    (_NONE, "max_requeues memory_policy"),
 )
 EFFECTS: dict[str, Effect] = {key: effect for effect, keys in _TABLE for key in keys.split()}
 """Key -> the effect of a change, unless the values say more (`_SPECIAL_CASES`) or the key is not in use."""

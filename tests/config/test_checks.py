@@ -23,7 +23,6 @@ def findings_of(*overrides: str) -> list[str]:
     ("overrides", "text"),
     [
         ("bf16=true fp16=true", "bf16 and fp16 exclude each other"),
-        ("torch_compile=true", "torch_compile is not supported"),
         ("max_steps=-1 num_train_epochs=0", "max_steps and num_train_epochs are both 0 or less"),
         ("save_strategy=no save_final=false", "save_strategy no with save_final false would lose"),
         ("vision_lr=0 merger_lr=0 llm_lr=0 detection_enabled=false", "every learning rate in use is 0"),

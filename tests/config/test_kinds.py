@@ -54,7 +54,7 @@ BAD_VALUES = {
         eval_strategy resume nan_policy
         unknown_label_policy exif_frame emptied_photo_policy language train_prompt eval_prompt object_order
         collator_type long_sample_policy
-        log_level progress distributed_backend
+        log_level progress distributed_backend memory_policy
     """,
     "96": "jpeg_quality",
     "783": "min_pixels",
@@ -67,7 +67,7 @@ BAD_VALUES = {
 }
 """A value of the right type → the keys whose rule it breaks."""
 UNRULED = """
-    model_path tf32 gradient_checkpointing torch_compile num_train_epochs
+    model_path tf32 gradient_checkpointing num_train_epochs
     max_steps auto_scale_lr bf16 fp16 seed data_seed save_final
     log_weight_norms log_grad_norms vendor_dir data_root train_file val_file teacher_file image_folder
     token_map_file label_hierarchy_file split_seed remove_duplicates keep_negatives max_examples
