@@ -27,7 +27,7 @@ BROKEN_PIPE_EXIT_CODE = 141
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 """The signals that request a task to save its state and exit with PREEMPTED_EXIT_CODE."""
 
-_BASE_PACKAGES = ("yaml", "PIL", "simplejpeg", "numpy", "submitit", "json_repair", "tabulate")
+_BASE_PACKAGES = ("yaml", "PIL", "simplejpeg", "numpy", "pycocotools", "submitit", "json_repair", "tabulate")
 """What the project's base installs; all other packages come with its extra `train`."""
 _MAX_WORD = 100
 """Letters of a word that are compared with valid words: the time grows with their square."""

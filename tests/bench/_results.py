@@ -6,12 +6,13 @@ import datetime
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from tabulate import tabulate
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _INTRODUCTION = """# Measured
@@ -41,8 +42,6 @@ class Row:
 
 def format_rows(rows: Sequence[Row], style: str = "github") -> str:
     """Format rows as a table; `style` is one of tabulate's."""
-    from tabulate import tabulate  # here, so that a benchmark can name what is missing before it fails
-
     cells = [[r.what, r.ours, r.peer, "" if r.ratio is None else f"{r.ratio:.2f}x", r.limit, r.remark] for r in rows]
     return tabulate(cells, headers=["what", "ours", "peer", "ratio", "wanted", "remark"], tablefmt=style)
 
@@ -68,16 +67,14 @@ def _read_sections(path: Path) -> dict[str, str]:
 
 
 def _describe_machine() -> str:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent
+    )
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return f"{datetime.date.today()}, commit {_commit()}, {os.cpu_count()} cores ({_cpu_name()}), {versions}"
-
-
-def _commit() -> str:
-    if shutil.which("git") is None:
-        return "unknown"
-    argv = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(argv, capture_output=True, text=True, cwd=RESULTS.parent)
-    return commit.stdout.strip() or "unknown"
+    return (
+        f"{datetime.date.today()}, commit {commit.stdout.strip() or 'unknown'}, {os.cpu_count()} cores "
+        f"({_cpu_name()}), {versions}"
+    )
 
 
 def _cpu_name() -> str:
