@@ -1,7 +1,7 @@
 """`python -m tests.bench [NAME…]`: measure beside a peer in the same run; without a name, list the benchmarks.
 
-A benchmark is a module of this package with a `run()`, which returns rows, or a text. RESULTS.md keeps the newest
-result of each. Figures are never asserted: machines differ.
+A benchmark is a module of this package with a `run()`, which returns a list of rows or a text. RESULTS.md keeps the
+newest result of each. Figures are never asserted: machines differ.
 """
 
 from __future__ import annotations

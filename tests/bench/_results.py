@@ -6,13 +6,13 @@ import datetime
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from tabulate import tabulate
+
+from bbu.run.provenance import code_hash, package_versions
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _INTRODUCTION = """# Measured
@@ -43,7 +43,7 @@ class Row:
 def format_rows(rows: Sequence[Row], style: str = "github") -> str:
     """Format rows as a table; `style` is one of tabulate's."""
     cells = [[r.what, r.ours, r.peer, "" if r.ratio is None else f"{r.ratio:.2f}x", r.limit, r.remark] for r in rows]
-    return tabulate(cells, headers=["what", "ours", "peer", "ratio", "wanted", "remark"], tablefmt=style)
+    return tabulate(cells, headers=["what", "ours", "peer", "ratio", "limit", "remark"], tablefmt=style)
 
 
 def record_result(name: str, summary: str, table: str, path: Path = RESULTS) -> None:
@@ -67,14 +67,9 @@ def _read_sections(path: Path) -> dict[str, str]:
 
 
 def _describe_machine() -> str:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent
-    )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return (
-        f"{datetime.date.today()}, commit {commit.stdout.strip() or 'unknown'}, {os.cpu_count()} cores "
-        f"({_cpu_name()}), {versions}"
-    )
+    # The hash of the code, not the commit: what is measured is often not committed yet.
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions(("torch", "transformers")).items())
+    return f"{datetime.date.today()}, code {code_hash()[:12]}, {os.cpu_count()} cores ({_cpu_name()}), {versions}"
 
 
 def _cpu_name() -> str:

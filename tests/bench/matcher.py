@@ -16,14 +16,14 @@ from tests.bench._results import Row
 OUTPUTS = 7
 """Outputs of a head with six layers, each of which is matched."""
 SIZES = ((8, 100, 8, "6x"), (8, 100, 43, "15x"), (32, 300, 43, "60x"))
-"""(batch, queries, most targets of a sample, wanted ratio)"""
+"""(batch, queries, most targets of a sample, limit of the ratio)"""
 
 
 def run() -> list[Row]:
     return [measure(*size) for size in SIZES]
 
 
-def measure(batch: int, queries: int, targets: int, wanted: str) -> Row:
+def measure(batch: int, queries: int, targets: int, limit: str) -> Row:
     torch.manual_seed(0)
     boxes, logits = torch.rand(OUTPUTS, batch, queries, 4) * 0.5, torch.randn(OUTPUTS, batch, queries)
     truth = [torch.rand(int(n), 4) * 0.5 for n in torch.randint(1, targets + 1, (batch,))]
@@ -49,7 +49,7 @@ def measure(batch: int, queries: int, targets: int, wanted: str) -> Row:
     their_ms = best_ms(lambda: [theirs(output, labels) for output in outputs])
     return Row(
         f"matching {OUTPUTS} outputs, {batch} samples x {queries} queries x up to {targets} targets",
-        f"{our_ms:.1f} ms", f"transformers' Deformable DETR {their_ms:.1f} ms", their_ms / our_ms, wanted,
+        f"{our_ms:.1f} ms", f"transformers' Deformable DETR {their_ms:.1f} ms", their_ms / our_ms, limit,
     )  # fmt: skip
 
 
