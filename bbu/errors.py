@@ -27,6 +27,8 @@ BROKEN_PIPE_EXIT_CODE = 141
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 """The signals that request a task to save its state and exit with PREEMPTED_EXIT_CODE."""
 
+_PACKAGE = os.path.dirname(__file__)
+"""This package's folder. A checkout may have the same name, so a path is this project's by its beginning alone."""
 _BASE_PACKAGES = ("yaml", "PIL", "simplejpeg", "numpy", "pycocotools", "submitit", "json_repair", "tabulate")
 """What the project's base installs; all other packages come with its extra `train`."""
 _MAX_WORD = 100
@@ -261,13 +263,12 @@ def _place(error: BaseException) -> str:
     frame, trace = None, error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if os.sep + "bbu" + os.sep in name and name != __file__:
+        if name.startswith(_PACKAGE + os.sep) and name != __file__:
             frame = trace.tb_frame
         trace = trace.tb_next
     if frame is None:
         return "a file or connection"
-    name = frame.f_code.co_filename
-    function = f"{frame.f_code.co_name} in {name[name.rindex(os.sep + 'bbu' + os.sep) + 1 :]}"
+    function = f"{frame.f_code.co_name} in {os.path.relpath(frame.f_code.co_filename, os.path.dirname(_PACKAGE))}"
     paths = [value for value in map(_path_of, frame.f_locals.values()) if value]
     return f"{paths[0]} ({function})" if paths else function
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,16 @@ def test_an_error_without_a_file_name_names_the_path_and_the_function_that_met_i
         assert end_of(lambda: sync_folder(tmp_path)) == 1
         place = f"{tmp_path} (sync_folder in bbu/run/files.py)"
         assert f"error: {place}: no space left on device" in sys.stderr.getvalue()
+
+
+def test_a_function_outside_of_the_package_is_not_named_though_its_checkout_is_called_bbu(
+    capsys: pytest.CaptureFixture[str],
+):
+    source = "def fail(): raise ConnectionRefusedError(111, 'Connection refused')"
+    names: dict[str, Any] = {}
+    exec(compile(source, "/home/me/bbu/other.py", "exec"), names)
+    assert end_of(names["fail"]) == 1
+    assert capsys.readouterr().err == "error: a file or connection: connection refused\n"
 
 
 @pytest.mark.parametrize("arguments", ["status --help", "submit --help", "train --config smoke --print-config"])
