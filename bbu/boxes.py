@@ -21,7 +21,7 @@ Size = tuple[int, int]
 
 TURNED_A_QUARTER = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
-_SMALLEST_AREA = 1e-9
+SMALLEST_AREA = 1e-9
 """Keeps degenerate boxes from a division by zero: far below one pixel of the largest photo, a share of 1e-7."""
 
 
@@ -61,8 +61,8 @@ def iou_and_giou(first: Array, second: Array) -> tuple[Array, Array]:
     xp = _namespace(a)
     shared = _extent(xp.maximum(a[..., :2], b[..., :2]), xp.minimum(a[..., 2:], b[..., 2:]))
     union = box_area(a) + box_area(b) - shared
-    iou = shared / union.clip(min=_SMALLEST_AREA)
-    hull = _extent(xp.minimum(a[..., :2], b[..., :2]), xp.maximum(a[..., 2:], b[..., 2:])).clip(min=_SMALLEST_AREA)
+    iou = shared / union.clip(min=SMALLEST_AREA)
+    hull = _extent(xp.minimum(a[..., :2], b[..., :2]), xp.maximum(a[..., 2:], b[..., 2:])).clip(min=SMALLEST_AREA)
     return iou, iou - (hull - union) / hull
 
 

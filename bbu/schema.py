@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -134,9 +134,6 @@ def read_numbered_records(path: Path) -> Iterator[tuple[int, Record]]:
 def read_distinct_records(path: Path, root: Path) -> list[tuple[int, Record]]:
     """Read records, with their line numbers, of which no two may be about the same photo.
 
-    Photos are the same when their paths are, in whatever spelling, or lead to one file. The photo of a record is the
-    first image of its student.
-
     Args:
         path: the JSONL file.
         root: data_root, which the paths of photos are relative to.
@@ -145,6 +142,24 @@ def read_distinct_records(path: Path, root: Path) -> list[tuple[int, Record]]:
         DataError: as `read_numbered_records`, or a photo is listed twice.
     """
     records = list(read_numbered_records(path))
+    check_distinct_photos(records, path, root)
+    return records
+
+
+def check_distinct_photos(records: Sequence[tuple[int, Record]], path: Path, root: Path) -> None:
+    """Refuse records of which two are about the same photo. Looks at every photo's file.
+
+    Photos are the same when their paths are, in whatever spelling, or lead to one file. The photo of a record is the
+    first image of its student.
+
+    Args:
+        records: records with their line numbers.
+        path: their file, for messages.
+        root: data_root, which the paths of photos are relative to.
+
+    Raises:
+        DataError: a photo is listed twice.
+    """
     lines: dict[Hashable, int] = {}
     findings: list[str] = []
     for number, record in records:
@@ -155,7 +170,6 @@ def read_distinct_records(path: Path, root: Path) -> list[tuple[int, Record]]:
         _stop_at_many(findings, path)
     if findings:
         raise DataError("\n".join(findings))
-    return records
 
 
 def _identity_of(photo: Path) -> Hashable:

@@ -21,6 +21,7 @@ from bbu.errors import exit_without_teardown, run_entry
 from bbu.jobs.task import state_max_requeues
 from bbu.logs import print_notice, rank_of, set_up_logging
 from bbu.run.folder import RunFolder
+from bbu.training.memory import preview_memory
 
 logger = logging.getLogger("bbu.train")
 _SHAPE_CHECKED = ("bbu.models.detection_head", "bbu.models.caption_decoder", "bbu.models.denoising", "bbu.losses")
@@ -34,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     add_config_arguments(parser)
     add_log_arguments(parser)
     parser.add_argument(
-        "--validate-only", action="store_true", help="check the config, its records, and which paths are missing here"
+        "--validate-only",
+        action="store_true",
+        help="check the config, its records, what is missing here, and its memory",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     return parser
@@ -52,8 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in missing_paths(config):  # no errors: the run may be meant for another machine
             print_notice("bbu.train", f"not on this machine ({os.uname().nodename}, in {os.getcwd()}): {line}")
         check_records(config.data, validates=config.training.eval_strategy != "no")
+        _print_memory(config)
         return 0
     return _train(config)
+
+
+def _print_memory(config: DirectConfig) -> None:
+    """Print the memory of each card: for the ranks that the environment names, else for one and for eight."""
+    ranks = [int(os.environ["WORLD_SIZE"])] if os.environ.get("WORLD_SIZE", "").isdigit() else [1, 8]
+    if table := preview_memory(config, ranks):
+        print(table)
+    else:
+        print_notice("bbu.train", f"no memory is estimated: there is no config.json in {config.model.model_path}")
 
 
 def _train(config: DirectConfig) -> int:

@@ -29,7 +29,9 @@ TORCH_FREE = {
 }  # fmt: skip
 NEEDS_TORCH = {"doctor/collective.py"}
 """Files of torch-free packages that run inside the image alone, and that nothing torch-free imports at the top."""
-HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "safetensors"}
+ALSO_TORCH_FREE = {"inference/parse.py", "models/dimensions.py", "training/memory.py"}
+"""Files of other packages that a login node uses."""
+HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "safetensors"}
 FILES = sorted((ROOT / "bbu").rglob("*.py"))
 
 
@@ -64,7 +66,7 @@ def module_name(path: Path) -> str:
 TORCH_FREE_FILES = [
     path
     for path in FILES
-    if (package_of(path) in TORCH_FREE and relative(path) not in NEEDS_TORCH) or relative(path) == "inference/parse.py"
+    if (package_of(path) in TORCH_FREE and relative(path) not in NEEDS_TORCH) or relative(path) in ALSO_TORCH_FREE
 ]
 
 

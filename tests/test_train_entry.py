@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from bbu.config.domains import OWNERS
 from bbu.config.read import load_config
+from tests.models.qwen_3b import QWEN_3B
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,7 +23,10 @@ def train(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("arguments", [("base_flat",), ("base_flat_v2", "--use-new-config"), ("smoke",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("base_flat",), ("base_flat_v2", "--use-new-config"), ("one_card_80gb",), ("one_card_40gb",), ("smoke",)],
+)
 def test_validate_only_accepts_the_shipped_configs(arguments: tuple[str, ...]):
     done = train("--config", *arguments, "--log_level", "INFO", "--log_verbose", "true", "--validate-only")
     assert done.returncode == 0 and f"{len(OWNERS)} keys" in done.stdout
@@ -31,8 +36,18 @@ def test_validate_only_says_what_is_missing_on_this_machine():
     done = train("--config", "base_flat", "--validate-only", "--set", "model_path=nowhere", "--set", "data_root=none")
     assert done.returncode == 0  # the config is valid, and may be meant for another machine
     lines = done.stderr.splitlines()
-    assert all(line.startswith("bbu.train: not on this machine (") for line in lines)
+    expected = (
+        "bbu.train: not on this machine (",
+        "bbu.train: no memory is estimated: there is no config.json in nowhere",
+    )
+    assert all(line.startswith(expected) for line in lines)
     assert any("model_path nowhere: no such folder" in line for line in lines)
+
+
+def test_validate_only_shows_the_memory_of_one_card_and_of_eight(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_3B), encoding="utf-8")
+    done = train("--config", "base_flat", "--validate-only", "--set", f"model_path={tmp_path}")
+    assert done.returncode == 0 and "1 card   8 cards" in done.stdout and "optimizer" in done.stdout, done.stdout
 
 
 def test_what_print_config_prints_is_a_config(tmp_path: Path):

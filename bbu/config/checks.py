@@ -29,6 +29,18 @@ CROSS_RULES = (
         "every learning rate in use is 0, so nothing would train; give a group a rate above 0",
     ),
     CrossRule(
+        ("lora_rank", "vision_lr", "merger_lr", "llm_lr"),
+        lambda rank, *rates: rank > 0 and not any(rates),
+        "lora_rank is {0}, but vision_lr, merger_lr and llm_lr are 0, so no layer would get an adapter; set lora_rank "
+        "to 0 or one of the rates above 0",
+    ),
+    CrossRule(
+        ("lora_rank", "torch_dtype", "bf16", "fp16"),
+        lambda rank, dtype, bf16, fp16: rank > 0 and {"bfloat16": not bf16, "float16": not fp16}.get(dtype, False),
+        "torch_dtype {1} with lora_rank {0} needs mixed precision, because the adapters are float32; set bf16 (or, for "
+        "float16, fp16) to true",
+    ),
+    CrossRule(
         ("teacher_loss_weight", "student_loss_weight", "detection_enabled"),
         lambda teacher, student, head: not (teacher or student or head),
         "teacher_loss_weight and student_loss_weight are both 0 and there is no head, so nothing would be learnt; "

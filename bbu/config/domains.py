@@ -25,6 +25,7 @@ from bbu.config.kinds import (
     pattern_rule,
     range_rule,
 )
+from bbu.config.optimizers import OPTIMIZERS, optimizer_package
 from bbu.labels import ResponseType
 
 Attention = Literal["flash_attention_2", "varlen", "sdpa", "eager"]
@@ -37,19 +38,6 @@ LongSamplePolicy = Literal["refuse", "drop"]
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
                     "inverse_sqrt"]  # fmt: skip
 """The schedules of transformers that follow from the step alone, and need no settings for which there are no keys."""
-_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
-"""The optimizers of transformers that need no package besides those of the extra `train`."""
-_OTHER_OPTIMIZERS = (
-    "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit",
-    "ademamix", "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit",
-    "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit",
-    "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor",
-    "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo",
-    "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw",
-    "apollo_adamw_layerwise", "stable_adamw",
-)  # fmt: skip
-"""Its others, which need packages that a site installs itself."""
-
 _COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
@@ -63,9 +51,9 @@ def _has_one_group(pattern: str) -> bool:
 _COCO = Rule("be one of COCO's thresholds 0.5, 0.55, … 0.95", lambda value: round(value, 4) in _COCO_THRESHOLDS)
 _ONE_TOKEN = Rule("be at least 784, one token of 28x28 pixels", lambda pixels: pixels >= 28 * 28)
 _OPTIMIZER = Rule(
-    f"be an optimizer of transformers, such as {', '.join(_OPTIMIZERS)}",
-    lambda name: name in (*_OPTIMIZERS, *_OTHER_OPTIMIZERS),
-    _OPTIMIZERS,
+    f"be an optimizer of transformers, such as {', '.join(OPTIMIZERS)}",
+    lambda name: name in OPTIMIZERS or optimizer_package(name) is not None,
+    OPTIMIZERS,
 )
 _NOT_EMPTY = Rule("not be empty", bool)
 _ONE_GROUP = Rule("be a regular expression with one group", _has_one_group)
@@ -87,15 +75,13 @@ class ModelConfig:
     vision_attn_implementation: Annotated[Attention, SCORE]
     """Attention of the vision tower."""
     torch_dtype: Annotated[Literal["float32", "bfloat16", "float16"], SCORE]
-    """Dtype of the loaded weights; training below float32 needs DeepSpeed."""
+    """Dtype of the loaded weights; below float32, training needs DeepSpeed or lora_rank above 0."""
     tf32: bool
     """Let float32 matrix products use TF32 on GPUs that have it."""
     gradient_checkpointing: bool
     """Recompute activations in the backward pass to save memory."""
     logits_chunk_size: NotNegativeInt
-    """Supervised positions whose logits are computed at once; 0 computes all at once."""
-    torch_compile: bool
-    """Compile the model with torch.compile."""
+    """Positions of answers, or of captions, whose logits are computed at once; 0 computes all at once."""
     generation_max_new_tokens: Annotated[PositiveInt, SCORE]
     """Longest generated answer, in tokens."""
     generation_batch_size: PositiveInt
@@ -128,6 +114,15 @@ class TrainingConfig:
     """Learning rate of the detection head's decoder and branches; 0 freezes them."""
     adapter_lr: NotNegativeFloat
     """Learning rate of the detection head's input adapters; 0 freezes them."""
+    lora_rank: NotNegativeInt
+    """Rank of the low-rank adapters (LoRA) that are trained in place of the model's weights; 0 trains the weights.
+    Adapters go to all linear layers of the groups vision, merger and llm whose rate is above 0: all layers rather than
+    attention alone (Dettmers et al. 2023, arXiv:2305.14314, section 4), the tower and the merger too because the
+    detection head reads their patches. The head itself is trained whole."""
+    lora_alpha: PositiveInt
+    """The adapters' output is scaled by lora_alpha over lora_rank."""
+    lora_dropout: Share
+    """Dropout of the adapters' input."""
     weight_decay: NotNegativeFloat
     """AdamW weight decay; norms and biases are excluded."""
     optim: Annotated[str, _OPTIMIZER]
@@ -176,8 +171,6 @@ class TrainingConfig:
     """Optimizer steps between validation losses under eval_strategy steps."""
     logging_steps: PositiveInt
     """Optimizer steps between log lines; the length of the averaging window."""
-    logging_first_step: bool
-    """Log the first step as well."""
     log_weight_norms: bool
     """Write wn/<group>, the weight norm of each parameter group."""
     log_grad_norms: bool
@@ -386,8 +379,6 @@ class InfrastructureConfig:
     """Backend of the collectives between ranks; auto takes nccl with GPUs, else gloo."""
     distributed_timeout_s: PositiveInt
     """Seconds a collective may wait for the slowest rank."""
-    ddp_find_unused_parameters: bool
-    """Let DDP search for parameters without a gradient in a step."""
     cpu_threads: NotNegativeInt
     """Threads of torch on the CPU; 0 lets torch choose."""
     shape_checks: bool
@@ -398,8 +389,8 @@ class InfrastructureConfig:
     """Seconds without a heartbeat after which another trainer may take the run folder."""
     max_requeues: NotNegativeInt
     """How many times a job that was stopped with its state saved may be requeued."""
-    hash_data: bool
-    """Record SHA-256 of the data files in provenance.json."""
+    memory_policy: Literal["refuse", "warn"]
+    """What to do at the start where weights, gradients and optimizer are estimated to exceed the GPU's memory."""
     eval_claim_timeout_s: PositiveFloat
     """Seconds without renewal after which another eval worker may take a claim."""
 
@@ -425,10 +416,21 @@ TYPES: dict[str, Any] = {
 RETIRED: dict[str, str] = {
     "gradient_checkpointing_reentrant": "the variant that is not reentrant is always used",
     "tensorboard_flush_secs": "event files are flushed every 10 seconds",
+    "logging_first_step": "the first step is always logged",
+    "ddp_find_unused_parameters": "every parameter that trains is in the graph of each step",
+    "hash_data": "provenance.json always has the hashes of the data files",
+    "torch_compile": "the model is never compiled",
 }
 """Key of an older version → what takes its place. Recorded configs of old runs may state it."""
 
-VALUES_BEFORE: dict[str, Any] = {"exif_frame": "auto", "emptied_photo_policy": "negative"}
+VALUES_BEFORE: dict[str, Any] = {
+    "exif_frame": "auto",
+    "emptied_photo_policy": "negative",
+    "lora_rank": 0,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "memory_policy": "warn",
+}
 """Key that old runs did not record → the value that describes what they did."""
 
 

@@ -1,4 +1,4 @@
-"""Which of the files and folders that a run config names are missing on this machine."""
+"""Which files, folders and packages that a run config names are missing on this machine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 from bbu.config.domains import DataConfig
 from bbu.config.flat import DirectConfig
 from bbu.config.label_files import load_label_scheme, read_label_file
+from bbu.config.optimizers import missing_optimizer_package
 from bbu.config.read import CONFIG_DIR
 from bbu.errors import BBUError
 
 
 def missing_paths(config: DirectConfig) -> list[str]:
-    """Look at every path that a training reads or writes, and at the vendor's photos that a conversion reads.
+    """Look at every path that a training reads or writes, at the vendor's photos that a conversion reads, and at the
+    package of the optimizer.
 
     Returns:
-        A line each for what is missing or cannot be used: the key, the path, and what is wrong.
+        A line each for what is missing or cannot be used: the key, its value, and what is wrong.
     """
     infra = config.infrastructure
     lines = [_folder_problem("model_path", Path(config.model.model_path))]
@@ -25,6 +27,8 @@ def missing_paths(config: DirectConfig) -> list[str]:
     lines += _label_problems(config.data)
     if infra.deepspeed_enabled and not _has_file(infra.deepspeed_config):
         lines.append(f"deepspeed_config {infra.deepspeed_config}: no such file")
+    if package := missing_optimizer_package(config.training.optim):
+        lines.append(f"optim {config.training.optim}: the Python package {package} is not installed")
     lines.append(_output_problem(Path(infra.output_root)))
     return [line for line in lines if line]
 

@@ -20,10 +20,10 @@ from bbu.errors import DataError
 from bbu.run.files import write_atomic
 from bbu.schema import SHARD_FOLDER
 
-_SHARD_FORMAT = 4
+_SHARD_FORMAT = 5
 """Form of a shard's lines, part of its fingerprint. Change it with every change of what a photo is converted to: photos
 are converted again then. Form 1 held no hashes of photos, 2 was made without the checks of damage, scale and EXIF
-frame, 3 did not say which files a photo was made from."""
+frame, 3 did not say which files a photo was made from, 4 was resized by Pillow."""
 
 
 def shard_path(config: DataConfig, shard: int, shards: int) -> Path:

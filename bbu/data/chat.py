@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,9 @@ from bbu.schema import IGNORE_INDEX, BBUObject, Role
 
 _IM_START, _IM_END = "<|im_start|>", "<|im_end|>"
 _VISION_START, _VISION_END, _IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
+
+_TEXTS_AT_ONCE = 2000
+"""Texts that are tokenised together; the ids of more would only take memory."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,22 @@ class ChatBuilder:
         """Token ids of a description as the caption branch learns to write it, the end token included."""
         ids = self._tokenizer.encode(desc, add_special_tokens=False, split_special_tokens=True)
         return (*ids, _special_id(self._tokenizer, _IM_END))
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, as answers and descriptions are written; many at once, on all cores."""
+        counts: list[int] = []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = list(texts[start : start + _TEXTS_AT_ONCE])
+            encoded = self._tokenizer(
+                part, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+            )
+            counts += map(len, encoded["input_ids"])  # type: ignore[arg-type]
+        return counts
+
+    def describe_tokenizer(self) -> str:
+        """All that the tokenizer makes of a text depends on: vocabulary, merges and rules, as JSON."""
+        backend: Any = self._tokenizer
+        return backend.backend_tokenizer.to_str()
 
     def _write_question(self, chat: Chat, turn: Turn) -> None:
         self._write(chat, f"{_IM_START}user\n", trusted=True)

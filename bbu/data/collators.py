@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -42,12 +42,15 @@ class StudentFields(TypedDict):
 
 
 class Batch(StudentFields):
-    """B samples, padded to S tokens, with I images of P patches together. The first five keys go to the model as is."""
+    """B samples, padded to S tokens, with I images of P patches together. The first six keys go to the model as is."""
 
     input_ids: torch.Tensor
     """[B, S] int64."""
     attention_mask: torch.Tensor
     """[B, S] int64: 1 at real tokens."""
+    position_ids: NotRequired[torch.Tensor]
+    """[3, B, S] int64: the mRoPE positions, 0 at padding. Absent on the left side, where generation computes them:
+    it also needs how far they lag behind the tokens."""
     mm_token_type_ids: torch.Tensor
     """[B, S] int64: 1 at image placeholders."""
     pixel_values: torch.Tensor
@@ -90,9 +93,15 @@ class StandardDataCollator:
     """Pads samples to the longest one, on the right for training and on the left for generation."""
 
     def __init__(
-        self, pad_token_id: int, *, pad_to_multiple_of: int = 1, side: Literal["left", "right"] = "right"
+        self,
+        pad_token_id: int,
+        *,
+        pad_to_multiple_of: int = 1,
+        side: Literal["left", "right"] = "right",
+        merge_size: int = MERGE_SIZE,
     ) -> None:
         self._pad_id, self._multiple, self._side = pad_token_id, max(1, pad_to_multiple_of), side
+        self._merge_size = merge_size
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         longest = max(len(s) for s in samples)
@@ -101,7 +110,7 @@ class StandardDataCollator:
         def pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
             return torch.stack([self._pad(row, width, value) for row in rows])
 
-        return Batch(
+        batch = Batch(
             input_ids=pad([s.input_ids for s in samples], self._pad_id),
             attention_mask=pad([torch.ones_like(s.input_ids) for s in samples], 0),
             labels=pad([s.labels for s in samples], IGNORE_INDEX),
@@ -111,9 +120,13 @@ class StandardDataCollator:
             answer_roles=pad([_answer_roles(s) for s in samples], 0),
             **_student_fields(samples, self._pad_id),
         )
+        if self._side == "right":
+            positions = [mrope_positions(s.mm_token_type_ids, s.image_grid_thw, self._merge_size) for s in samples]
+            batch["position_ids"] = torch.stack([self._pad(p, width, 0) for p in positions], dim=1)
+        return batch
 
     def _pad(self, row: torch.Tensor, width: int, value: int) -> torch.Tensor:
-        missing = width - len(row)
+        missing = width - row.shape[-1]
         sides = (missing, 0) if self._side == "left" else (0, missing)
         return torch.nn.functional.pad(row, sides, value=value)
 

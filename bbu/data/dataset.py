@@ -5,33 +5,39 @@ A sample is a function of (seed, epoch, index) alone, never of the state of a wo
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bbu.config.domains import DataConfig, LongSamplePolicy
 from bbu.data.chat import Chat, ChatBuilder, Turn, check_placeholders, format_answer, reading_order
-from bbu.data.images import ImagePreparer, Pixels, load_image, read_size
+from bbu.data.images import ImagePreparer, Pixels, RgbImage, load_rgb, read_size, size_of
 from bbu.data.packing import SampleCost
 from bbu.data.prompts import Prompt, get_prompt
-from bbu.data.records import read_pool, read_split
+from bbu.data.records import RecordsFile, read_pool, read_split
+from bbu.data.token_counts import OnRank0, compute_here, costs_of_file
 from bbu.data.types import Sample
 from bbu.errors import DataError
 from bbu.resize import ResizePlan
+from bbu.run.provenance import computing_code_hash
 from bbu.schema import BBUObject, Record, Role, View
 
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "eval"]
+_COSTING_CODE = ("data/chat.py", "data/dataset.py", "data/images.py", "boxes.py", "resize.py", "schema.py")
+"""The code that decides how many tokens and patches a view has."""
 
 
 class SampleBuilder:
@@ -50,7 +56,8 @@ class SampleBuilder:
         self._images = ImagePreparer(processor, config.min_pixels, config.max_pixels)
         self._prompt = prompt
         self._system_tokens = len(self._chat.build(prompt.system, ()).ids)
-        self._costs: dict[View, SampleCost] = {}
+        # By identity, since hashing a view takes as long as everything else about its cost.
+        self._costs: dict[int, tuple[View, SampleCost]] = {}
 
     def build(self, name: str, student: View, teachers: Sequence[View] = ()) -> Sample:
         """Build one sample with its answers.
@@ -75,7 +82,7 @@ class SampleBuilder:
     def build_question(
         self,
         name: str,
-        images: Sequence[Image.Image],
+        images: Sequence[RgbImage],
         instruction: str | None = None,
         teachers: Sequence[View] = (),
     ) -> Sample:
@@ -96,9 +103,9 @@ class SampleBuilder:
         turns.append(self._turn("student", question.plans, None, instruction))
         return self._sample(name, self._chat.build(self._prompt.system, turns), [*examples, question], ())
 
-    def caption_length(self, desc: str) -> int:
-        """Number of tokens of a description, the end token included."""
-        return len(self._chat.caption(desc))
+    def caption_lengths(self, descriptions: Sequence[str]) -> list[int]:
+        """Number of tokens of each description, the end token included."""
+        return [count + 1 for count in self._chat.count_tokens(descriptions)]
 
     def cost(self, name: str, student: View, teachers: Sequence[View] = ()) -> SampleCost:
         """Tokens and patches of the sample that `build` would make, without decoding an image.
@@ -108,13 +115,48 @@ class SampleBuilder:
         costs = [self._view_cost(name, view) for view in (*teachers, student)]
         return SampleCost(self._system_tokens + sum(c.tokens for c in costs), sum(c.patches for c in costs))
 
+    def measure_views(self, named: Sequence[tuple[str, View]]) -> list[SampleCost]:
+        """Measure what the turn of each view costs, all at once.
+
+        Args:
+            named: views, each with the name of its sample for messages.
+
+        Raises:
+            DataError: names the sample; an image or a box is impossible, or an image whose size is not recorded is
+                missing.
+        """
+        plans = [[self._plan(name, view, i) for i in range(len(view.images))] for name, view in named]
+        answers = [format_answer(self._objects(name, view, p[0])) for (name, view), p in zip(named, plans, strict=True)]
+        tokens = self._chat.count_tokens(answers)
+        question_tokens = cache(self._question_tokens)
+        return [
+            SampleCost(
+                question_tokens(tuple(plan.placeholders for plan in plans_of_view)) + count,
+                sum(math.prod(plan.grid) for plan in plans_of_view),
+            )
+            for plans_of_view, count in zip(plans, tokens, strict=True)
+        ]
+
+    def remember_costs(self, views: Iterable[View], costs: Iterable[SampleCost]) -> None:
+        """Take the costs of views that `measure_views` has measured, here or on another rank."""
+        self._costs |= {id(view): (view, cost) for view, cost in zip(views, costs, strict=True)}
+
+    def cost_fingerprint(self) -> str:
+        """SHA-256 over all that a view's cost depends on, but for the view: tokenizer, prompt, limits and code."""
+        facts = [self._prompt.system, self._prompt.instruction, self._sort, *self._images.settings]
+        facts += [self._chat.describe_tokenizer(), computing_code_hash(_COSTING_CODE)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _question_tokens(self, placeholders: tuple[int, ...]) -> int:
+        """Tokens of a turn with an answer of none."""
+        turn = Turn("student", placeholders, self._prompt.instruction, "")
+        return len(self._chat.build(self._prompt.system, [turn]).ids) - self._system_tokens
+
     def _view_cost(self, name: str, view: View) -> SampleCost:
-        if view not in self._costs:
-            plans = [self._plan(name, view, i) for i in range(len(view.images))]
-            turn = self._turn("student", plans, format_answer(self._objects(name, view, plans[0])))
-            tokens = len(self._chat.build(self._prompt.system, [turn]).ids) - self._system_tokens
-            self._costs[view] = SampleCost(tokens, sum(math.prod(plan.grid) for plan in plans))
-        return self._costs[view]
+        remembered = self._costs.get(id(view))
+        if remembered is None or remembered[0] is not view:  # another view may have had its id
+            remembered = self._costs[id(view)] = (view, self.measure_views([(name, view)])[0])
+        return remembered[1]
 
     def _plan(self, name: str, view: View, index: int) -> ResizePlan:
         size = self._size(name, view, index)
@@ -129,11 +171,12 @@ class SampleBuilder:
         return Turn(role, tuple(p.placeholders for p in plans), instruction or self._prompt.instruction, answer)
 
     def _load(self, name: str, view: View) -> Pixels:
-        images = [load_image(self._root / path, name) for path in view.images]
-        if view.width is not None and images[0].size != (view.width, view.height):
+        images = [load_rgb(self._root / path, name) for path in view.images]
+        width, height = size_of(images[0])
+        if view.width is not None and (width, height) != (view.width, view.height):
             raise DataError(
-                f"{name}: {view.images[0]} is {images[0].width}x{images[0].height} pixels but the record says "
-                f"{view.width}x{view.height}; convert again"
+                f"{name}: {view.images[0]} is {width}x{height} pixels but the record says {view.width}x{view.height}; "
+                "convert again"
             )
         return self._images.prepare(images)
 
@@ -152,7 +195,7 @@ class SampleBuilder:
         return reading_order(moved) if self._sort else moved
 
     def _sample(self, name: str, chat: Chat, pixels: Sequence[Pixels], objects: tuple[BBUObject, ...]) -> Sample:
-        patches = torch.cat([p.patches for p in pixels])
+        patches = pixels[0].patches if len(pixels) == 1 else torch.cat([p.patches for p in pixels])  # cat always copies
         grid = torch.cat([p.grid for p in pixels])
         check_placeholders(chat, grid, len(patches), self._images.merge_size, name)
         student = pixels[-1].plans[0]
@@ -190,6 +233,11 @@ class BBUDataset(Dataset[Sample]):
         self._max_length, self._seed = max_length, seed
         # In shared memory: persistent workers have a copy of this object, and must still see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._pool_positions: dict[str, list[int]] = {}
+        """Image → where the pool has it."""
+        for position, view in enumerate(pool):
+            for image in view.images:
+                self._pool_positions.setdefault(image, []).append(position)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -202,9 +250,9 @@ class BBUDataset(Dataset[Sample]):
         """Name and view of every student, without decoding an image."""
         return ((name, record.student) for name, record in self._records)
 
-    def caption_length(self, desc: str) -> int:
-        """Number of tokens of a description as the caption branch writes it, the end token included."""
-        return self._builder.caption_length(desc)
+    def caption_lengths(self, descriptions: Sequence[str]) -> list[int]:
+        """Number of tokens of each description as the caption branch writes it, the end token included."""
+        return self._builder.caption_lengths(descriptions)
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch whose teachers are drawn; the sampler calls this before each epoch."""
@@ -212,8 +260,7 @@ class BBUDataset(Dataset[Sample]):
 
     def cost(self, index: int, epoch: int) -> SampleCost:
         """Tokens and patches of sample `index` in an epoch, without decoding its images."""
-        name, record = self._records[index]
-        return self._builder.cost(name, record.student, self.teachers(index, epoch))
+        return self._choose_teachers(index, epoch)[1]
 
     def teachers(self, index: int, epoch: int | None = None) -> tuple[View, ...]:
         """The teachers of sample `index`: those of its record, otherwise some drawn from the pool.
@@ -224,20 +271,34 @@ class BBUDataset(Dataset[Sample]):
             index: of the sample.
             epoch: the epoch to draw for; None for the one that is set.
         """
+        return self._choose_teachers(index, int(self._epoch) if epoch is None else epoch)[0]
+
+    def _choose_teachers(self, index: int, epoch: int) -> tuple[tuple[View, ...], SampleCost]:
+        """The teachers of a sample, and what it costs with them."""
         name, record = self._records[index]
-        epoch = int(self._epoch) if epoch is None else epoch
         chosen = self._draw_teachers(index, record.student, epoch) if record.teachers is None else record.teachers
-        while chosen and self._builder.cost(name, record.student, chosen).tokens > self._max_length:
+        cost = self._builder.cost(name, record.student, chosen)
+        while chosen and cost.tokens > self._max_length:
             chosen = chosen[:-1]
-        return tuple(chosen)
+            cost = self._builder.cost(name, record.student, chosen)
+        return tuple(chosen), cost
 
     def _draw_teachers(self, index: int, student: View, epoch: int) -> list[View]:
         """Draw from the pool, for a share of `teacher_ratio` of the samples; a student is never its own teacher."""
         rng = random.Random(f"{self._seed}/{epoch}/{index}")
         if rng.random() >= self._teacher_ratio:
             return []
-        others = [view for view in self._pool if not set(view.images) & set(student.images)]
-        return rng.sample(others, min(self._num_teachers, len(others)))
+        students = sorted({position for image in student.images for position in self._pool_positions.get(image, ())})
+        others = len(self._pool) - len(students)
+        drawn = rng.sample(range(others), min(self._num_teachers, others))
+        return [self._pool[_skip_positions(number, students)] for number in drawn]
+
+
+def _skip_positions(number: int, skipped: Sequence[int]) -> int:
+    """The position of the item with this number where some positions, in rising order, are not counted."""
+    for position in skipped:
+        number += position <= number
+    return number
 
 
 def load_dataset(
@@ -248,6 +309,7 @@ def load_dataset(
     split: Split,
     seed: int,
     max_length: int,
+    on_rank_0: OnRank0 = compute_here,
 ) -> BBUDataset:
     """Load the dataset of a split and check its records.
 
@@ -257,6 +319,8 @@ def load_dataset(
         split: train or eval.
         seed: of the draw of teachers.
         max_length: most tokens of a sample.
+        on_rank_0: has rank 0 compute something, and gives the result, or the error, to all ranks. Photos are looked at,
+            and tokens counted, by rank 0 alone.
 
     Raises:
         DataError: a record is malformed, an image is missing, or a student alone is too long.
@@ -266,11 +330,12 @@ def load_dataset(
     style = config.train_prompt if train else config.eval_prompt
     builder = SampleBuilder(config, tokenizer, processor, get_prompt(config.language, style))
     ratio = config.teacher_ratio if train else config.eval_teacher_ratio
-    records = _named_records(config, train)
-    pool = read_pool(config) if ratio > 0 and config.num_teacher_samples > 0 else []
+    file = read_split(config, train)
+    pool = read_pool(config) if ratio > 0 and config.num_teacher_samples > 0 else None
+    _measure_once([file] if pool is None else [file, pool], builder, on_rank_0)
     return BBUDataset(
-        _fitting_records(records, builder, max_length, config.long_sample_policy),
-        pool,
+        _fitting_records(file.records, builder, max_length, config.long_sample_policy),
+        [] if pool is None else [record.student for _, record in pool.used],
         builder,
         teacher_ratio=ratio,
         num_teachers=config.num_teacher_samples,
@@ -279,11 +344,17 @@ def load_dataset(
     )
 
 
-def _named_records(config: DataConfig, train: bool) -> list[tuple[str, Record]]:
-    """Read the records of a split, each with the name that messages call it by."""
-    name = Path(config.train_file if train else config.val_file).name
-    records = [record for _, record in read_split(config, train)]
-    return [(f"{name}[{i}] {record.student.images[0]}", record) for i, record in enumerate(records)]
+def _measure_once(files: Sequence[RecordsFile], builder: SampleBuilder, on_rank_0: OnRank0) -> None:
+    """Have rank 0 check the photos of some files and measure their views, and take the costs over on every rank."""
+    costs_of_files = on_rank_0(lambda: [_check_and_measure(file, builder) for file in files])
+    for file, costs in zip(files, costs_of_files, strict=True):
+        builder.remember_costs((view for _, view in file.views()), costs)
+
+
+def _check_and_measure(file: RecordsFile, builder: SampleBuilder) -> list[SampleCost]:
+    """Check the photos of a file's records, and measure what their views cost."""
+    file.check_photos()
+    return costs_of_file(file, builder.measure_views, builder.cost_fingerprint)
 
 
 def _fitting_records(

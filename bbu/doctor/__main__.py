@@ -7,16 +7,25 @@ import getpass
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from bbu.config.arguments import DEFAULT_CLUSTER, add_cluster_argument, add_json_argument
+from bbu.config.arguments import (
+    DEFAULT_CLUSTER,
+    add_cluster_argument,
+    add_config_arguments,
+    add_json_argument,
+    config_from_arguments,
+)
+from bbu.config.flat import DirectConfig
 from bbu.doctor.findings import Group, any_failed, findings_json, print_group, summary_line, warning
 from bbu.doctor.launch import LOG, local_tasks, prepare_folder, run_tasks, slurm_step
 from bbu.doctor.login import container_findings, host_facts, machine_findings
+from bbu.doctor.memory import least_card_bytes, memory_findings
 from bbu.doctor.nodes import LoginNode, node_groups
 from bbu.doctor.probe import clock_ahead_s, run_probe
+from bbu.doctor.report import TaskReport
 from bbu.doctor.slurm import job_kinds, slurm_findings
 from bbu.errors import INTERRUPTED_EXIT_CODE, JobError, exit_without_teardown, run_entry
 from bbu.jobs.clusters import ClusterProfile, load_profile
@@ -35,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add_cluster_argument(parser)
+    text = "estimate the memory of this run config too: a name under configs, or a path"
+    add_config_arguments(parser, required=False, description=text)
     add("--nodes", type=int, default=1, metavar="N", help="nodes to try, as a training job would take them (1)")
     add("--no-job", action="store_true", help="look at this machine and Slurm only; run nothing on the nodes")
     add_json_argument(parser)
@@ -43,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _examine(profile: ClusterProfile, arguments: argparse.Namespace) -> Iterator[Group]:
+def _examine(profile: ClusterProfile, config: DirectConfig | None, arguments: argparse.Namespace) -> Iterator[Group]:
     """The groups of the report, each as soon as it is ready."""
     groups = [Group(f"This machine ({os.uname().nodename})", tuple(machine_findings(profile, CHECKOUT)))]
     yield groups[-1]
@@ -54,15 +65,27 @@ def _examine(profile: ClusterProfile, arguments: argparse.Namespace) -> Iterator
     groups.append(Group("Container", tuple(container_findings(profile, host_facts(run_slurm_command)))))
     yield groups[-1]
     if arguments.no_job:
+        yield from _memory_groups(profile, config, arguments.nodes, {})
         return
     if any_failed(groups):
         what = "not tried: what failed above comes first"
         yield Group("The job", (warning(what, "put it right and run this again; --no-job leaves the job out"),))
         return
-    yield from _examine_nodes(profile, arguments)
+    yield from _examine_nodes(profile, config, arguments)
 
 
-def _examine_nodes(profile: ClusterProfile, arguments: argparse.Namespace) -> Iterator[Group]:
+def _memory_groups(
+    profile: ClusterProfile, config: DirectConfig | None, nodes: int, reports: Mapping[int, TaskReport]
+) -> Iterator[Group]:
+    """The memory of a run config on the cards that the tasks saw; nothing without a config."""
+    if config is not None:
+        ranks = nodes * max(1, job_kinds(profile, nodes)[0].resources.gpus_per_node)
+        yield Group("Memory", tuple(memory_findings(config, ranks, least_card_bytes(reports))))
+
+
+def _examine_nodes(
+    profile: ClusterProfile, config: DirectConfig | None, arguments: argparse.Namespace
+) -> Iterator[Group]:
     """Run the probe, as a job or here, and judge its reports. Its folder stays if something failed."""
     folder, plan = prepare_folder(profile)
     keep = False
@@ -77,6 +100,7 @@ def _examine_nodes(profile: ClusterProfile, arguments: argparse.Namespace) -> It
             tasks = launch.tasks
         outcome = run_tasks(launch, folder, tasks, arguments.wait, _notify)
         groups = node_groups(profile, kind, plan, outcome, login)
+        groups += _memory_groups(profile, config, kind.nodes, outcome.reports)
         keep = any_failed(groups)
         yield from groups
     finally:
@@ -96,10 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _notify("this looks at this machine alone; --cluster NAME looks at Slurm and its nodes")
     if arguments.nodes < 1:
         raise JobError(f"--nodes is {arguments.nodes}; it must be at least 1")
+    config = config_from_arguments(arguments, os.environ) if arguments.config else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` cancels the job as Ctrl-C does
     groups: list[Group] = []
     try:
-        for group in _examine(profile, arguments):
+        for group in _examine(profile, config, arguments):
             groups.append(group)
             if not arguments.json:
                 print_group(group)

@@ -40,6 +40,7 @@ def reduce_facts(megabytes: int, on_gpus: bool, timeout_s: float) -> ReduceFacts
         torch=torch.__version__,
         cuda=torch.version.cuda,
         gpus=names,
+        gpu_bytes=_least_gpu_bytes(len(names)),
         gpu_error=gpu_error,
         backend=backend,
         error=error,
@@ -59,6 +60,11 @@ def _gpu_names() -> tuple[list[str], str | None]:
     except (RuntimeError, AssertionError) as error:  # no driver, or one that is too old: torch says which
         return [], _first_line(error)
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())], None
+
+
+def _least_gpu_bytes(count: int) -> int | None:
+    """Return the memory of the GPU that has least; None without any."""
+    return min((torch.cuda.get_device_properties(index).total_memory for index in range(count)), default=None)
 
 
 def _time_sum(megabytes: int, device_type: str) -> tuple[bool, float]:

@@ -146,6 +146,8 @@ class ReduceFacts:
     """Version of CUDA that torch was built for; None for a build without CUDA."""
     gpus: list[str] = field(default_factory=list)
     """Names of the GPUs that torch sees."""
+    gpu_bytes: int | None = None
+    """Memory of the one that has least; None without any."""
     gpu_error: str | None = None
     """Why torch cannot use the GPUs, in its own words."""
     backend: str = ""

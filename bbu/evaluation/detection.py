@@ -1,4 +1,4 @@
-"""Detection scores on pycocotools' matches.
+"""Detection scores on COCO's matches.
 
 Generated answers carry no scores, so the headline is precision, recall and F1 at IoU 0.5, 0.75 and the mean over
 0.5:0.95, with and without the class. Where a named source gave scores, COCO's AP and AR are added. Every image of
@@ -10,42 +10,27 @@ results, never a perfect 1 or a 0.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from bbu.errors import DataError
+from bbu.evaluation.average_precision import ignored_boxes
+from bbu.evaluation.matching import IOU_THRESHOLDS, ClassOf, Overlaps, Pairing, classify_boxes, match_boxes
 from bbu.evaluation.metrics import Headline, defined_score
 from bbu.evaluation.predictions import Prediction
 from bbu.labels import LEVELS, LabelScheme, Level
-from bbu.schema import BBUObject, View
+from bbu.schema import View
 
-_IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AGREEING_LEVELS: dict[str, tuple[Level, ...]] = {
     "class_agnostic": (), "type": LEVELS[:1], "property": LEVELS[:2], "class_aware": LEVELS,
 }  # fmt: skip
 """The ways to score boxes by name: which levels of two labels must agree before their boxes are compared."""
-ClassOf = Callable[[str], Any]
-"""Gives the class of a description. Boxes are matched within a class; classes can be compared and sorted."""
-
-_COCO_LIMITS = (1, 10, 100)
-"""Most boxes of an image that COCO's AR1, AR10 and AR100 count; its AP counts as many as AR100."""
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """One image: its truth, its predictions, and for each IoU threshold who was matched with whom."""
-
-    truth: tuple[BBUObject, ...]
-    predicted: tuple[BBUObject, ...]
-    scores: tuple[float | None, ...] = ()
+_RESAMPLES_AT_ONCE = 100
+"""Of the bootstrap: 80 MB for 100,000 images."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +75,6 @@ def _pairing(view: View, prediction: Prediction | None) -> Pairing:
     return Pairing(view.objects, prediction.objects, prediction.scores)
 
 
-def drop_uncertain(pair: Pairing, min_score: float) -> Pairing:
-    """Drop the predictions that have a score below `min_score`."""
-    if not pair.scores:
-        return pair
-    certain = [(item, s) for item, s in zip(pair.predicted, pair.scores, strict=True) if s is None or s >= min_score]
-    return Pairing(pair.truth, tuple(item for item, _ in certain), tuple(s for _, s in certain))
-
-
 def class_by_levels(scheme: LabelScheme, levels: Sequence[Level]) -> ClassOf:
     """Make the texts of some levels of its label the class of a description; no levels make all boxes one class."""
 
@@ -108,92 +85,51 @@ def class_by_levels(scheme: LabelScheme, levels: Sequence[Level]) -> ClassOf:
     return class_of
 
 
-def _run_coco(pairs: Sequence[Pairing], class_of: ClassOf, max_detections: Sequence[int]) -> COCOeval:
-    """pycocotools' per-image matching, evaluated, of boxes of the same class.
-
-    Ids start at 1, because COCOeval reads a match with id 0 as no match. Class-agnostic is one common category
-    rather than `useCats=0`, which would reorder equal scores by category. Equal scores keep the answer's order.
-    """
-    classes = sorted({class_of(o.desc) for p in pairs for o in (*p.truth, *p.predicted)})
-    category = {name: i for i, name in enumerate(classes, 1)}
-    frame = {
-        "images": [{"id": i} for i in range(1, len(pairs) + 1)],
-        "categories": [{"id": i, "name": str(name)} for name, i in category.items()],
-    }
-    truth, predicted = [], []
-    for image, pair in enumerate(pairs, 1):
-        truth += [_annotation(o, image, category[class_of(o.desc)]) for o in pair.truth]
-        scores = pair.scores or (None,) * len(pair.predicted)
-        for item, score in zip(pair.predicted, scores, strict=True):
-            annotation = _annotation(item, image, category[class_of(item.desc)])
-            predicted.append(annotation | {"score": 1.0 if score is None else float(score)})
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(_coco(frame, truth), _coco(frame, predicted), "bbox")
-        evaluator.params.iouThrs = _IOU_THRESHOLDS
-        evaluator.params.maxDets = list(max_detections)
-        evaluator.evaluate()
-    return evaluator
-
-
-def _annotation(item: BBUObject, image: int, category: int) -> dict[str, Any]:
-    x1, y1, x2, y2 = item.bbox_2d
-    box = [x1, y1, x2 - x1, y2 - y1]
-    return {"image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-
-
-def _coco(frame: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
-    coco = COCO()
-    dataset: Any = frame | {"annotations": [a | {"id": i} for i, a in enumerate(annotations, 1)]}
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
-
-
-def _all_areas(evaluator: COCOeval) -> list[Any]:
-    every = list(evaluator.params.areaRng[0])
-    return [e for e in evaluator.evalImgs if e is not None and list(e["aRng"]) == every]
-
-
-def most_boxes(pairs: Sequence[Pairing]) -> int:
+def most_boxes(pairings: Sequence[Pairing]) -> int:
     """The most boxes of one image, true or predicted; at least 1."""
-    return max((len(boxes) for pair in pairs for boxes in (pair.truth, pair.predicted)), default=0) or 1
+    return max((len(boxes) for pair in pairings for boxes in (pair.truth, pair.predicted)), default=0) or 1
 
 
-def count_matches(pairs: Sequence[Pairing], class_of: ClassOf) -> Counts:
-    """Count the matched, predicted and true boxes of each image; only boxes of the same class match."""
-    matched = np.zeros((len(_IOU_THRESHOLDS), len(pairs)), dtype=np.int64)
-    for entry in _all_areas(_run_coco(pairs, class_of, [most_boxes(pairs)])):
-        matched[:, entry["image_id"] - 1] += (entry["dtMatches"] > 0).sum(axis=1)
-    predicted = np.array([len(p.predicted) for p in pairs], dtype=np.int64)
-    return Counts(matched, predicted, np.array([len(p.truth) for p in pairs], dtype=np.int64))
+def count_matches(overlaps: Overlaps, class_of: ClassOf, min_score: float = 0.0) -> Counts:
+    """Count the matched, predicted and true boxes of each image; only boxes of the same class match.
 
-
-def matched_pairs(pairs: Sequence[Pairing], iou: float = 0.5) -> list[tuple[str | None, str | None]]:
-    """(true desc, predicted desc) of boxes matched at IoU `iou` without regard to labels.
-
-    A missed object has None as its second, a spurious prediction None as its first.
+    Predictions with a score below `min_score` do not count.
     """
-    evaluator = _run_coco(pairs, lambda description: "object", [most_boxes(pairs)])
-    truth = [o.desc for p in pairs for o in p.truth]
-    predicted = [o.desc for p in pairs for o in p.predicted]
-    row = _threshold_index(iou)
-    result: list[tuple[str | None, str | None]] = []
-    for entry in _all_areas(evaluator):
-        for detection, other in zip(entry["dtIds"], entry["dtMatches"][row], strict=True):
-            result.append((truth[int(other) - 1] if other else None, predicted[detection - 1]))
-        missed = [g for g, d in zip(entry["gtIds"], entry["gtMatches"][row], strict=True) if not d]
-        result += [(truth[g - 1], None) for g in missed]
-    return result
+    matches = match_boxes(overlaps, classify_boxes(overlaps, class_of), ignored_boxes(overlaps.truth.area))
+    eligible = overlaps.scores >= min_score
+    photo = overlaps.predicted.photo
+    matched = [np.bincount(photo[(row >= 0) & eligible], minlength=overlaps.photos) for row in matches]
+    predicted = np.bincount(photo[eligible], minlength=overlaps.photos)
+    return Counts(np.stack(matched), predicted, np.bincount(overlaps.truth.photo, minlength=overlaps.photos))
+
+
+def matched_descriptions(
+    overlaps: Overlaps, iou: float = 0.5, min_score: float = 0.0
+) -> list[tuple[str | None, str | None]]:
+    """(true, predicted) description of boxes matched at IoU `iou` without regard to labels.
+
+    A missed object has None as its second, a spurious prediction None as its first. Predictions with a score below
+    `min_score` do not count.
+    """
+    classes = classify_boxes(overlaps, lambda description: "object")
+    matches = match_boxes(overlaps, classes, ignored_boxes(overlaps.truth.area))[_threshold_index(iou)]
+    eligible = np.flatnonzero(overlaps.scores >= min_score)
+    truth, predicted = overlaps.truth.descriptions, overlaps.predicted.descriptions
+    missed = np.setdiff1d(np.arange(len(truth)), matches[eligible]).tolist()
+    pairs: list[tuple[str | None, str | None]] = [
+        (truth[matches[p]] if matches[p] >= 0 else None, predicted[p]) for p in eligible.tolist()
+    ]
+    return pairs + [(truth[t], None) for t in missed]
 
 
 def _threshold_index(iou: float) -> int:
-    """Row of a threshold in `Counts.matched`; `iou` is one of _IOU_THRESHOLDS."""
-    (index,) = np.flatnonzero(np.isclose(_IOU_THRESHOLDS, iou))
+    """Row of a threshold in `Counts.matched`; `iou` is one of IOU_THRESHOLDS."""
+    (index,) = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou))
     return int(index)
 
 
 def headline_scores(counts: Counts, iou: float) -> Headline:
-    """Precision, recall and F1 over all images at one IoU threshold, one of _IOU_THRESHOLDS."""
+    """Precision, recall and F1 over all images at one IoU threshold, one of IOU_THRESHOLDS."""
     row = _threshold_index(iou)
     scores = f_scores(counts.matched[row].sum(), counts.predicted.sum(), counts.truth.sum())
     return Headline(iou, *(defined_score(value) for value in scores))
@@ -218,26 +154,49 @@ def summarise(counts: Counts, weights: np.ndarray | None = None) -> dict[str, An
     weights: [B, I] how often each image counts; then every value is [B], with NaN where there is no score. F1@0.50:0.95
     is the mean of ten F1.
     """
-    w = np.ones((1, len(counts.truth)), dtype=np.int64) if weights is None else weights
-    totals = (w @ counts.matched.T, (w @ counts.predicted)[:, None], (w @ counts.truth)[:, None])
+    w = np.ones((1, len(counts.truth))) if weights is None else weights
+    # In float64, in which counts are exact: numpy multiplies matrices of integers without BLAS, many times slower.
+    matched, predicted, truth = (np.asarray(a, dtype=float) for a in (counts.matched, counts.predicted, counts.truth))
+    totals = (w @ matched.T, (w @ predicted)[:, None], (w @ truth)[:, None])
     values: dict[str, Any] = {}
     for name, score in zip(("precision", "recall", "f1"), f_scores(*totals), strict=True):
         values |= {f"{name}@0.50": score[:, 0], f"{name}@0.75": score[:, 5], f"{name}@0.50:0.95": score.mean(1)}
     return values if weights is not None else {k: defined_score(v[0]) for k, v in values.items()}
 
 
-def bootstrap(counts: Counts, *, resamples: int, seed: int, level: float = 0.95) -> dict[str, list[float] | None]:
+def bootstrap(
+    counts: Mapping[str, Counts], *, resamples: int, seed: int, level: float = 0.95
+) -> dict[str, dict[str, list[float] | None]]:
     """Percentile intervals [low, high] of every value of `summarise`, resampling images with replacement.
 
     Images, not boxes, because boxes of one photo stand or fall together. No intervals for 0 resamples. Resamples over
     which a value has no score do not count; where none has one, the interval is None.
+
+    Args:
+        counts: several countings of the same images; each is resampled alike.
+        resamples, seed: how many resamples, and the seed they follow from.
+        level: confidence of the intervals, 0 to 1.
     """
-    if resamples == 0:
-        return {}
-    images = len(counts.truth)
-    weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+    parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in counts}
+    images = len(next(iter(counts.values())).truth)
+    for weights in _draw_weights(images, resamples, seed):
+        for name, mode_counts in counts.items():
+            parts[name].append(summarise(mode_counts, weights))
     tails = [50 * (1 - level), 50 * (1 + level)]
-    return {name: _interval(values, tails) for name, values in summarise(counts, weights).items()}
+    return {name: _join_intervals(drawn, tails) for name, drawn in parts.items()}
+
+
+def _join_intervals(parts: Sequence[Mapping[str, np.ndarray]], tails: Sequence[float]) -> dict[str, list[float] | None]:
+    """The interval of each value over all blocks of resamples."""
+    return {key: _interval(np.concatenate([part[key] for part in parts]), tails) for key in (parts[0] if parts else ())}
+
+
+def _draw_weights(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image is drawn in each resample: blocks [B, I] float64, of at most _RESAMPLES_AT_ONCE."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        size = min(_RESAMPLES_AT_ONCE, resamples - start)
+        yield rng.multinomial(images, np.full(images, 1 / images), size=size).astype(float)
 
 
 def _interval(values: np.ndarray, tails: Sequence[float]) -> list[float] | None:
@@ -245,40 +204,20 @@ def _interval(values: np.ndarray, tails: Sequence[float]) -> list[float] | None:
     return [float(x) for x in np.percentile(defined, tails)] if len(defined) else None
 
 
-def average_precision(pairs: Sequence[Pairing], class_of: ClassOf) -> dict[str, float]:
-    """COCO's twelve numbers (`pycocotools.COCOeval.summarize`); -1 where there is no ground truth.
-
-    All boxes count, also of an image with more than COCO's 100. Classes that the ground truth lacks do not count: see
-    `count_absent_classes`.
-    """
-    limits = [*_COCO_LIMITS, max(most_boxes(pairs), _COCO_LIMITS[-1])]
-    evaluator = _run_coco(pairs, class_of, limits)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator.accumulate()
-    # Thresholds, recalls, classes, areas, limits; recall without the second. summarize() itself would look for the
-    # limit 100 and take its numbers from there.
-    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-    values = {"AP": precision[:, :, :, 0, -1], "AP50": precision[0, :, :, 0, -1], "AP75": precision[5, :, :, 0, -1]}
-    values |= {f"AP{size}": precision[:, :, :, i, -1] for i, size in enumerate("sml", 1)}
-    values |= {f"AR{limit}": recall[:, :, 0, i] for i, limit in enumerate(_COCO_LIMITS)}
-    values |= {f"AR{size}": recall[:, :, i, -1] for i, size in enumerate("sml", 1)}
-    return {name: _mean_of_defined(entries) for name, entries in values.items()}
-
-
-def _mean_of_defined(entries: np.ndarray) -> float:
-    """The mean without the -1 that pycocotools writes for a class without ground truth; -1 where all are."""
-    defined = entries[entries > -1]
-    return float(defined.mean()) if defined.size else -1.0
-
-
-def count_absent_classes(pairs: Sequence[Pairing], class_of: ClassOf) -> Counter[Any]:
+def count_absent_classes(overlaps: Overlaps, class_of: ClassOf, min_score: float = 0.0) -> Counter[Any]:
     """Count the predictions of each class of which the ground truth has no object.
 
     COCO averages over the classes of the ground truth, so that these predictions, all wrong, cost no average precision.
+    Predictions with a score below `min_score` do not count.
     """
-    present = {class_of(item.desc) for pair in pairs for item in pair.truth}
-    predictions = Counter(class_of(item.desc) for pair in pairs for item in pair.predicted)
-    return Counter({name: count for name, count in predictions.items() if name not in present})
+    present = {class_of(text) for text in set(overlaps.truth.descriptions)}
+    eligible = (overlaps.scores >= min_score).tolist()
+    texts = Counter(text for text, counts in zip(overlaps.predicted.descriptions, eligible, strict=True) if counts)
+    absent: Counter[Any] = Counter()
+    for text, count in texts.items():
+        if (name := class_of(text)) not in present:
+            absent[name] += count
+    return absent
 
 
 def score_source(predictions: Sequence[Prediction]) -> str | None:

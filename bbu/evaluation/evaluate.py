@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from bbu.errors import DataError
+from bbu.evaluation.average_precision import average_precision
 from bbu.evaluation.detection import (
     AGREEING_LEVELS,
-    ClassOf,
-    Pairing,
-    average_precision,
     bootstrap,
     class_by_levels,
     count_absent_classes,
     count_matches,
-    drop_uncertain,
     headline_scores,
-    matched_pairs,
+    matched_descriptions,
     most_boxes,
     pair_up,
     score_source,
     summarise,
 )
 from bbu.evaluation.labels import score_labels
+from bbu.evaluation.matching import ClassOf, Overlaps, find_overlaps
 from bbu.evaluation.metrics import ImageCounts, Metrics
 from bbu.evaluation.predictions import Prediction
 from bbu.labels import LabelScheme
@@ -63,39 +63,37 @@ def evaluate_predictions(
         raise DataError("nothing to evaluate: the ground truth has no image; check val_file")
     source = score_source(predictions)
     pairs = pair_up(views, predictions if source else [replace(item, scores=()) for item in predictions])
-    certain = [drop_uncertain(pair, min_score) for pair in pairs]
+    overlaps = find_overlaps(pairs)
     class_of = {name: class_by_levels(scheme, levels) for name, levels in AGREEING_LEVELS.items()}
-    counts = {name: count_matches(certain, classes) for name, classes in class_of.items()}
+    counts = {name: count_matches(overlaps, classes, min_score) for name, classes in class_of.items()}
     return Metrics(
         headline=headline_scores(counts["class_aware"], iou),
         detection={name: summarise(c) for name, c in counts.items()},
-        intervals={n: bootstrap(c, resamples=resamples, seed=seed, level=level) for n, c in counts.items()},
+        intervals=bootstrap(counts, resamples=resamples, seed=seed, level=level),
         interval_level=level,
-        average_precision=_average_precisions(source, pairs, class_of) if source else None,
-        images=_count_images(views, predictions, certain),
-        labels=score_labels(matched_pairs(certain, iou), scheme),
-        absent_classes=_absent_classes(pairs, certain, class_of["class_aware"]),
+        average_precision=_average_precisions(source, overlaps, most_boxes(pairs), class_of) if source else None,
+        images=_count_images(views, predictions, int(counts["class_aware"].predicted.sum())),
+        labels=score_labels(matched_descriptions(overlaps, iou, min_score), scheme),
+        absent_classes=_absent_classes(overlaps, class_of["class_aware"], min_score),
     )
 
 
-def _average_precisions(source: str, pairs: Sequence[Pairing], class_of: Mapping[str, ClassOf]) -> dict[str, Any]:
+def _average_precisions(source: str, overlaps: Overlaps, most: int, class_of: Mapping[str, ClassOf]) -> dict[str, Any]:
     """COCO's numbers in each of _AP_MODES; None where COCO has -1, because there is no ground truth."""
-    modes = {mode: average_precision(pairs, class_of[mode]) for mode in _AP_MODES}
+    modes = {mode: average_precision(overlaps, class_of[mode]) for mode in _AP_MODES}
     scores = {mode: {k: v if v >= 0 else None for k, v in values.items()} for mode, values in modes.items()}
-    return {"score_source": source, "max_detections": most_boxes(pairs), **scores}
+    return {"score_source": source, "max_detections": most, **scores}
 
 
-def _absent_classes(
-    pairs: Sequence[Pairing], certain: Sequence[Pairing], class_of: ClassOf
-) -> dict[str, dict[str, int]]:
-    scored, predicted = count_absent_classes(pairs, class_of), count_absent_classes(certain, class_of)
+def _absent_classes(overlaps: Overlaps, class_of: ClassOf, min_score: float) -> dict[str, dict[str, int]]:
+    scored, predicted = (count_absent_classes(overlaps, class_of, least) for least in (-np.inf, min_score))
     return {
         "/".join(filter(None, texts)): {"predicted": predicted[texts], "scored": count}
         for texts, count in scored.most_common()
     }
 
 
-def _count_images(views: Sequence[View], predictions: Sequence[Prediction], certain: Sequence[Pairing]) -> ImageCounts:
+def _count_images(views: Sequence[View], predictions: Sequence[Prediction], objects_predicted: int) -> ImageCounts:
     rejected: Counter[str] = Counter()
     for prediction in predictions:
         rejected.update(prediction.rejected)
@@ -105,5 +103,5 @@ def _count_images(views: Sequence[View], predictions: Sequence[Prediction], cert
         status=dict(sorted(Counter(p.status for p in predictions).items())),
         rejected=dict(sorted(rejected.items())),
         objects_true=sum(len(v.objects) for v in views),
-        objects_predicted=sum(len(pair.predicted) for pair in certain),
+        objects_predicted=objects_predicted,
     )

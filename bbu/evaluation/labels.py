@@ -19,7 +19,7 @@ def score_labels(matches: Sequence[tuple[str | None, str | None]], scheme: Label
     """Score the labels of matched boxes on each level.
 
     Args:
-        matches: (true description, predicted description) of each match, as `detection.matched_pairs` gives them.
+        matches: (true, predicted) description of each match, as `detection.matched_descriptions` gives them.
         scheme: how descriptions are read.
 
     Returns:
@@ -32,12 +32,16 @@ def score_labels(matches: Sequence[tuple[str | None, str | None]], scheme: Label
     def parse(description: str | None) -> Label | None:
         return None if description is None else scheme.parse_description(description)
 
-    labels = [(parse(true), parse(predicted)) for true, predicted in matches]
+    labels = Counter[tuple[Label | None, Label | None]]()
+    for (true, predicted), count in Counter(matches).items():
+        labels[parse(true), parse(predicted)] += count
     return {level: _score_level(labels, level) for level in LEVELS}
 
 
-def _score_level(labels: Sequence[tuple[Label | None, Label | None]], level: Level) -> dict[str, Any]:
-    cells = Counter((_class(true, level, _SPURIOUS), _class(said, level, _MISSED)) for true, said in labels)
+def _score_level(labels: Counter[tuple[Label | None, Label | None]], level: Level) -> dict[str, Any]:
+    cells = Counter[tuple[str, str]]()
+    for (true, said), count in labels.items():
+        cells[_class(true, level, _SPURIOUS), _class(said, level, _MISSED)] += count
     # Without a class on either side the pair says nothing about this level.
     cells = Counter({cell: n for cell, n in cells.items() if not set(cell) <= _NO_CLASSES})
     compared = {c: n for c, n in cells.items() if c[0] not in (_SPURIOUS, _ABSENT) and c[1] != _MISSED}

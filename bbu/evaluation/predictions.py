@@ -112,7 +112,7 @@ def _box(numbers: Any) -> tuple[float, float, float, float]:
     if not isinstance(numbers, list) or len(numbers) != 4 or not all(map(_is_number, numbers)):
         raise JsonError(f"box {numbers!r} is not four numbers")
     x1, y1, x2, y2 = (float(number) for number in numbers)
-    # pycocotools would score an inverted box without a word, and overflow with a huge one.
+    # Matching would score an inverted box without a word.
     if not (x1 < x2 and y1 < y2 and all(abs(side) < _MAX_COORDINATE for side in (x1, y1, x2, y2))):
         raise JsonError(f"box {numbers!r} is empty, inverted or not in an image")
     return x1, y1, x2, y2

@@ -70,7 +70,7 @@ def _ground_truth_facts(run: RunFolder, config: Mapping[str, Any]) -> dict[str, 
     """What is known of the validation file that the run was trained beside.
 
     It is the file as a start of the run recorded it: one that was changed later, perhaps by another split, is not the
-    run's own. Without a record (`hash_data: false`) the file as it is now counts, and without that its name.
+    run's own. Without a record (an older version) the file as it is now counts, and without that its name.
     """
     root, name = config.get("data_root"), config.get("val_file")
     if not isinstance(root, str) or not isinstance(name, str):

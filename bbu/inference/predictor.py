@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ from bbu.inference.photos import Photo, PhotoInput, iterate_photos
 from bbu.inference.results import FAILED, DetectionLists, PhotoResult, Tally
 from bbu.inference.scores import SCORE_SOURCE, ChosenLogProbabilities, object_scores
 from bbu.logs import print_notice
+from bbu.models.adapters import round_adapters
 from bbu.models.attention import VARLEN, check_attention_is_available
 from bbu.models.detection_head import DetectionOutput
 from bbu.models.qwen import MODEL_INPUTS, DetectionQuery, load_image_processor, load_model, load_tokenizer, pad_token_id
@@ -106,6 +107,7 @@ class Predictor:
             check_attention_is_available({"vision_attn_implementation": VARLEN})
         # Any, because transformers' decorators hide the types of generate() and to().
         self._model: Any = load_model(folder, model, for_training=False)
+        round_adapters(self._model)
         self._model.eval().to(device)
         self._tokenizer = load_tokenizer(folder)
         prompt = get_prompt(data.language, data.eval_prompt)
@@ -284,16 +286,17 @@ class Predictor:
             use_cache=True,
             max_new_tokens=self._config.generation_max_new_tokens,
             repetition_penalty=self._config.generation_repetition_penalty,
+            eos_token_id=self._end_tokens,
             logits_processor=LogitsProcessorList([recorder]),
         )
         answers = output[:, batch["input_ids"].shape[1] :].tolist()
         return [self._read_answer(*row) for row in zip(answers, recorder.rows(), samples, strict=True)]
 
     def _read_answer(self, ids: list[int], log_probabilities: list[float], sample: Sample) -> Detections:
-        """Parse one generated answer; `ids` may be padded after the end token."""
-        end = self._end_token
-        finished = end in ids
-        ids = ids[: ids.index(end)] if finished else ids
+        """Parse one generated answer; `ids` may be padded after an end token."""
+        end = next((place for place, token in enumerate(ids) if token in self._end_tokens), None)
+        finished = end is not None
+        ids = ids[:end]
         text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         answer = parse_answer(text, finished=finished, width=sample.image_size[0], height=sample.image_size[1])
@@ -334,7 +337,7 @@ class Predictor:
         """Generate a caption for each query state, [M, D] with D the width of the head."""
         if not len(states):
             return []
-        ids, _ = self._model.detection_head.captions.generate(
+        ids = self._model.detection_head.captions.generate(
             states, self._model.get_input_embeddings(), self._model.lm_head, self._end_token
         )
         return [text.strip() for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -343,9 +346,16 @@ class Predictor:
         pairs = zip(self._query_answer(samples, batch), self._query_head(samples, batch, min_score), strict=True)
         return [merge_detections(answer, head) for answer, head in pairs]
 
+    @cached_property
+    def _end_tokens(self) -> list[int]:
+        """The tokens that end an answer: the model's own list (generation_config.json) and the chat's end token."""
+        listed = self._model.generation_config.eos_token_id
+        tokens = [] if listed is None else listed if isinstance(listed, list) else [listed]
+        return sorted({*tokens, self._end_token})
+
     @property
     def _end_token(self) -> int:
-        """The token that ends an answer and a caption."""
+        """The token that ends a turn of the chat and a caption."""
         end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
         assert isinstance(end, int)
         return end
@@ -393,7 +403,9 @@ def _read_teachers(data: DataConfig, count: int) -> list[View]:
     """The first worked examples of the pool; DataError where it has fewer than requested."""
     if count == 0:
         return []
-    pool = read_pool(data)
+    file = read_pool(data)
+    file.check_photos()
+    pool = [record.student for _, record in file.used]
     if not 0 < count <= len(pool):
         raise DataError(f"{data.teacher_file}: {count} worked examples requested, the pool has {len(pool)}")
     return pool[:count]
@@ -434,7 +446,7 @@ class Qwen25VLInference(Predictor):
         device: str | None = None,
         num_teacher_samples: int = 0,
     ) -> None:
-        folder = _checked_checkpoint(Path(checkpoint_dir).expanduser())
+        folder = check_checkpoint(Path(checkpoint_dir).expanduser())
         config = self.config = load_recorded_config(folder / RUN_CONFIG, overrides)
         prepare_torch(config.model, config.infrastructure)
         super().__init__(
@@ -448,7 +460,7 @@ class Qwen25VLInference(Predictor):
         )
 
 
-def _checked_checkpoint(folder: Path) -> Path:
+def check_checkpoint(folder: Path) -> Path:
     """Return the folder once its files have passed its manifest; one without a manifest is a plain model folder."""
     if not (folder / RUN_CONFIG).is_file():
         steps = checkpoint_steps(folder)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # they need torch, which loads only where something is to be 
 _SCORE_CODE = ("boxes.py", "data", "evaluation", "inference", "labels.py", "models", "resize.py", "schema.py")
 """The code that a score depends on. Not `config`: each value that matters is in the key by itself. Not `run`, `errors`
 and `logs`: they store and report, and compute nothing."""
-_SCORE_PACKAGES = ("torch", "transformers", "tokenizers", "flash-attn", "pillow", "numpy", "pycocotools")
+_SCORE_PACKAGES = ("torch", "transformers", "tokenizers", "flash-attn", "pillow", "numpy")
 """The packages that a score depends on. Their versions stand for the container image, whose digest changes with every
 commit."""
 

@@ -66,7 +66,7 @@ def task_command(checkout: Path, image: str | None, command: tuple[str, ...]) ->
 
 
 def task_environment(profile: ClusterProfile, checkout: Path, gpus: int) -> dict[str, str]:
-    """Return the variables that slurm/task.sh and slurm/container.sh read, and the site's own.
+    """Return the variables that slurm/task.sh, slurm/container.sh and the trainer read, and the site's own.
 
     Args:
         profile: the site.
@@ -83,6 +83,7 @@ def task_environment(profile: ClusterProfile, checkout: Path, gpus: int) -> dict
         "BBU_SHIELD": profile.shield,
         "BBU_NV": "1" if gpus else "0",
         "BBU_MASTER_SUFFIX": profile.master_suffix,
+        "BBU_SIGNAL_SECONDS": str(profile.signal_seconds),
     }
     return environment | _interface_environment(profile.network_interface) | profile.environment
 

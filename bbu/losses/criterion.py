@@ -5,14 +5,15 @@ Shapes: L outputs of the head, B samples, Q queries of a sample, N targets of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bbu.boxes import iou_and_giou, to_corners
 from bbu.config.domains import DetectionConfig
+from bbu.losses.language import token_losses
 from bbu.losses.matcher import Matches
 from bbu.schema import IGNORE_INDEX
 
@@ -70,7 +71,8 @@ class SetCriterion:
             "bbox_giou_loss": _sum_by_layer(giou_loss, matches.layer, layers) + zero,
             "objectness_loss": focal.sum((1, 2)),
         }
-        sums = {_loss_name(n, i, layers): value[i] for n, value in per_layer.items() for i in range(layers)}
+        # `unbind`, whose backward is one operation: that of `value[i]` fills a tensor of zeros for each layer and loss.
+        sums = {_loss_name(n, i, layers): v for n, value in per_layer.items() for i, v in enumerate(value.unbind())}
         # `full` fills the number in on the device; `tensor` would copy it there, and the host would wait.
         return DetectionSums(sums, torch.full((), sum(len(t) for t in targets), dtype=torch.int64, device=boxes.device))
 
@@ -106,19 +108,24 @@ def _focal_loss(
     return (weight * wrong**gamma * entropy).masked_fill(~valid, 0.0)
 
 
-def caption_sums(logits: torch.Tensor, captions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def caption_sums(
+    states: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], captions: torch.Tensor, *, chunk_size: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of captions: the sum over their tokens in nats, and the number of tokens.
 
     The mean is log(V) for a model that knows nothing.
 
     Args:
-        logits: [M, C, V]; position t predicts token t.
+        states: [M, C, H]; the state at position t predicts token t.
+        head: [*, H] -> [*, V], the language model's head (* any dimensions).
         captions: [M, C] int64, IGNORE_INDEX after the end token.
+        chunk_size: as of `token_losses`.
 
-    Shapes: M captions, C tokens in a caption, V tokens in the vocabulary.
+    Shapes: M captions, C tokens in a caption, H width of the language model, V tokens in the vocabulary.
     """
-    total = cross_entropy(logits.float().flatten(0, 1), captions.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-    return total, (captions != IGNORE_INDEX).sum()
+    # Positions after the end are computed too: to leave them out, the host would have to wait for the device.
+    losses = token_losses(states.flatten(0, 1), head, captions.flatten(), chunk_size)
+    return losses.sum(), (captions != IGNORE_INDEX).sum()
 
 
 def denoising_sums(
@@ -152,4 +159,5 @@ def denoising_sums(
     # Objectness: every query.
     focal = _focal_loss(logits, positive.float().expand_as(logits), valid, alpha, gamma)
     values = {"bbox_l1_loss": distance, "bbox_giou_loss": giou_loss, "objectness_loss": focal}
-    return {f"{name}_aux_dn{i}": value[i].sum() for name, value in values.items() for i in range(len(boxes))}
+    sums = {name: value.sum((1, 2)).unbind() for name, value in values.items()}
+    return {f"{name}_aux_dn{i}": layer for name, layers in sums.items() for i, layer in enumerate(layers)}

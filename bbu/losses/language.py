@@ -10,23 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
 from bbu.schema import IGNORE_INDEX
 
 
-@dataclass(frozen=True)
-class Supervision:
+class Supervision(NamedTuple):
     """The supervised tokens of a batch, each aligned to the position that predicts it (labels are shifted already).
 
-    B rows, S tokens in a row, T supervised tokens.
+    T supervised tokens. A tuple, so that loaders pin it and trainers move it with the batch.
     """
 
     positions: torch.Tensor
-    """[B, S] bool: True where the next token is supervised; fits the model's `logits_to_keep`."""
+    """[T] int64: the positions whose next token is supervised, in the rows laid end to end."""
     targets: torch.Tensor
     """[T] int64: the tokens to predict."""
     is_teacher: torch.Tensor
@@ -48,7 +48,7 @@ class LanguageSums:
 
 
 def find_supervision(labels: torch.Tensor, teacher_mask: torch.Tensor) -> Supervision:
-    """Align labels to the positions that predict them.
+    """Align labels to the positions that predict them. On a device the host waits for it; on the CPU it costs little.
 
     Args:
         labels: [B, S] int64, not shifted; IGNORE_INDEX where unsupervised. The first token of a row has no
@@ -57,13 +57,10 @@ def find_supervision(labels: torch.Tensor, teacher_mask: torch.Tensor) -> Superv
 
     Shapes: B rows, S tokens in a row.
     """
-    supervised = labels[:, 1:] != IGNORE_INDEX
-    last = torch.zeros_like(supervised[:, :1])  # no token follows the last one
-    return Supervision(
-        positions=torch.cat([supervised, last], dim=1),
-        targets=labels[:, 1:][supervised],
-        is_teacher=teacher_mask[:, 1:][supervised],
-    )
+    # No token follows the last one of a row.
+    next_labels, next_is_teacher = pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX), pad(teacher_mask[:, 1:], (0, 1))
+    positions = (next_labels.flatten() != IGNORE_INDEX).nonzero().flatten()
+    return Supervision(positions, next_labels.flatten()[positions], next_is_teacher.flatten()[positions])
 
 
 def language_sums(
@@ -84,22 +81,36 @@ def language_sums(
 
     Shapes: B rows, S tokens in a row, H width of the language model, V tokens in the vocabulary.
     """
-    supervised = states[supervision.positions]
-    if not 0 < chunk_size < len(supervised):
-        return _split_by_role(_token_losses(head(supervised), supervision.targets), supervision.is_teacher)
-    losses = [
-        _recomputed_losses(head, part, targets)
-        for part, targets in zip(supervised.split(chunk_size), supervision.targets.split(chunk_size), strict=True)
-    ]
-    return _split_by_role(torch.cat(losses), supervision.is_teacher)
+    losses = token_losses(states.flatten(0, 1)[supervision.positions], head, supervision.targets, chunk_size)
+    return _split_by_role(losses, supervision.is_teacher)
 
 
-def _token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each token: [T, V] and [T] -> [T] (T supervised tokens, V tokens in the vocabulary).
+def token_losses(
+    states: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], targets: torch.Tensor, chunk_size: int
+) -> torch.Tensor:
+    """Compute the cross entropy of each token in nats: [T], 0 where the target is IGNORE_INDEX.
+
+    Args:
+        states: [T, H], the states that predict the tokens.
+        head: [*, H] -> [*, V], usually `lm_head` (* any dimensions).
+        targets: [T] int64.
+        chunk_size: number of tokens whose logits exist at once; the backward pass computes them again. 0 keeps the
+            logits of all tokens.
+
+    Shapes: T tokens, H width of the language model, V tokens in the vocabulary.
+    """
+    if not 0 < chunk_size < len(states):
+        return _cross_entropies(head(states), targets)
+    parts = zip(states.split(chunk_size), targets.split(chunk_size), strict=True)
+    return torch.cat([_recomputed_losses(head, *part) for part in parts])
+
+
+def _cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each token: [T, V] and [T] -> [T] (T tokens, V tokens in the vocabulary).
 
     In float32, because a bfloat16 softmax over 150,000 tokens is too inexact.
     """
-    return cross_entropy(logits.float(), targets, reduction="none")
+    return cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="none")
 
 
 def _split_by_role(losses: torch.Tensor, is_teacher: torch.Tensor) -> LanguageSums:
@@ -121,7 +132,7 @@ def _recomputed_losses(
     """Token losses whose logits are not stored, but computed again in the backward pass."""
 
     def losses(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return _token_losses(head(states), targets)
+        return _cross_entropies(head(states), targets)
 
     result = checkpoint(losses, states, targets, use_reentrant=False)
     assert isinstance(result, torch.Tensor)

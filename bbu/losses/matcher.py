@@ -1,22 +1,25 @@
 """Bipartite matching of queries and objects, with one vectorised cost for all samples and decoder layers.
 
-Shapes: L outputs of the head, B samples, Q queries of a sample, N targets of a sample, R matched pairs.
+Shapes: L outputs of the head, B samples, Q queries of a sample, N targets of a sample, M targets of all samples, R
+matched pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from bbu.boxes import pairwise_iou_and_giou, to_corners
+from bbu.boxes import SMALLEST_AREA
 from bbu.config.domains import DetectionConfig
 
 _WORST_COST = 1e6
 """Stands in for a cost that is not finite: far above every real one, and finite, as linear_sum_assignment needs."""
+_PAIRS_IN_CACHE = 2**15
+"""Costs that a CPU computes at once: its cache holds the dozen arrays of 128 KB that this takes."""
 
 
 @dataclass(frozen=True)
@@ -71,53 +74,132 @@ class HungarianMatcher:
         """
         counts = [len(t) for t in targets]
         pairs = np.zeros((4, 0), dtype=np.int64)
-        if max(counts, default=0):
-            costs = self._costs(boxes, logits, valid, targets).cpu().numpy()  # the only wait for the device
-            pairs = _assign_targets(costs, counts)
+        if any(counts):
+            costs = self._costs(boxes, logits, valid, targets).cpu()  # the only wait for the device
+            # linear_sum_assignment computes in float64, and would convert each of its many matrices by itself.
+            pairs = _assign_targets(costs.double().numpy(), counts)
         return Matches(*torch.from_numpy(pairs).to(boxes.device, non_blocking=True), layers=len(boxes))
 
     def _costs(
         self, boxes: torch.Tensor, logits: torch.Tensor, valid: torch.Tensor, targets: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Cost of each pair: [L, B, Q, N], infinite for padding queries; columns of padding targets are not read.
+        """Cost of each target and each query of its sample: [L, M, Q], infinite for padding queries.
 
-        L outputs of the head, B samples, Q queries, N the most targets of any sample.
+        L outputs of the head, M targets of all samples, Q queries of a sample.
         """
-        truth = torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True).float()
-        boxes = boxes.float()
         probability = logits.float().sigmoid()
         # The focal loss that a query would have as an object, less the one it would have as none.
         positive = self._alpha * (1 - probability) ** self._gamma * -torch.nn.functional.logsigmoid(logits.float())
         negative = (1 - self._alpha) * probability**self._gamma * -torch.nn.functional.logsigmoid(-logits.float())
-        distance = torch.cdist(boxes, truth.expand(len(boxes), -1, -1, -1), p=1)
-        _, giou = pairwise_iou_and_giou(to_corners(boxes), to_corners(truth))
-        cost = self._box * distance - self._giou * giou + self._object * (positive - negative)[..., None]
+        queries = torch.cat([_to_planes(boxes), self._object * (positive - negative)[None]])
+        truth = _to_planes(torch.cat(list(targets)))[:, None, :, None]  # [4, 1, M, 1]
+        # Added, because masked_fill takes six times as long on a CPU.
+        padding = torch.zeros_like(valid, dtype=torch.float32).masked_fill(~valid, float("inf"))
+        counts = [len(t) for t in targets]
+        size = _PAIRS_IN_CACHE // max(logits[:, 0].numel(), 1) if boxes.device.type == "cpu" else sum(counts)
+        blocks = [
+            self._block_costs(queries[:, :, samples], truth[:, :, rows], padding[samples], counts[samples])
+            for samples, rows in _blocks(counts, size)
+        ]
+        return torch.cat(blocks, dim=1)
+
+    def _block_costs(
+        self, queries: torch.Tensor, truth: torch.Tensor, padding: torch.Tensor, counts: Sequence[int]
+    ) -> torch.Tensor:
+        """Cost of some samples: [L, M, Q].
+
+        Args:
+            queries: [5, L, B, Q]: centres, half sizes and the cost of being an object.
+            truth: [4, 1, M, 1]: centres and half sizes.
+            padding: [B, Q], infinite for padding queries, else 0.
+            counts: number of targets of each sample.
+        """
+        queries, padding = _repeat_samples(queries, counts), _repeat_samples(padding, counts)
+        distance, shared, union, hull = _compare_boxes(queries[:4], truth)
+        cost = torch.add(queries[4], distance, alpha=self._box)
+        # GIoU is IoU - (hull - union) / hull; its constant, -1, changes no assignment.
+        cost.addcdiv_(shared, union, value=-self._giou).addcdiv_(union, hull, value=-self._giou)
         # A NaN must not stop this rank here while the others wait: the losses will be NaN too, and then all ranks
         # refuse the step together.
-        cost = cost.nan_to_num(nan=_WORST_COST, posinf=_WORST_COST, neginf=_WORST_COST)
-        return cost.masked_fill(~valid[None, :, :, None], float("inf"))
+        return cost.nan_to_num_(nan=_WORST_COST, posinf=_WORST_COST, neginf=_WORST_COST).add_(padding)
+
+
+def _to_planes(boxes: torch.Tensor) -> torch.Tensor:
+    """Change boxes [..., 4] cxcywh to centres and half sizes [4, ...] float32: each coordinate a plane of its own.
+
+    Whatever is computed of one coordinate of many boxes then reads and writes adjacent numbers.
+    """
+    planes = boxes.float().movedim(-1, 0)
+    return torch.cat([planes[:2], planes[2:] / 2])
+
+
+def _blocks(counts: Sequence[int], size: int) -> Iterator[tuple[slice, slice]]:
+    """Split the samples into blocks with at most `size` targets, or one sample: slices of samples and of targets."""
+    start, first, end = 0, 0, 0
+    for sample, count in enumerate(counts):
+        if sample > start and end + count - first > size:
+            yield slice(start, sample), slice(first, end)
+            start, first = sample, end
+        end += count
+    yield slice(start, len(counts)), slice(first, end)
+
+
+def _repeat_samples(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Repeat the row of each sample for each of its targets: [..., B, Q] to [..., M, Q]; a single row stays one."""
+    if len(counts) == 1:
+        return values
+    # Not `repeat_interleave`, which would copy the counts to the device.
+    rows = zip(values.split(1, dim=-2), counts, strict=True)
+    return torch.cat([row.expand(*row.shape[:-2], count, row.shape[-1]) for row, count in rows], dim=-2)
+
+
+def _compare_boxes(
+    first: torch.Tensor, second: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum of the absolute differences of boxes, and the areas of their intersection, union and hull: four [...].
+
+    Along an axis, two boxes with the half sizes h and k whose centres are d apart share h + k - max(d, |h - k|), and
+    their hull measures h + k + max(d, |h - k|): all follows from the differences, without any corner.
+
+    Args:
+        first, second: [4, ...] as `_to_planes` gives them, which broadcast together.
+    """
+    apart = (first - second).abs_()
+    distance = torch.add(apart[0], apart[1]).add_(apart[2], alpha=2).add_(apart[3], alpha=2)
+    reach = torch.maximum(apart[:2], apart[2:])
+    sizes = first[2:] + second[2:]
+    shared = (sizes - reach).clamp_(min=0)
+    shared = shared[0].mul_(shared[1])
+    hull = sizes.add_(reach)
+    hull = hull[0].mul_(hull[1]).clamp_(min=SMALLEST_AREA)
+    areas = 4 * first[2] * first[3] + 4 * second[2] * second[3]
+    return distance, shared, areas.sub_(shared).clamp_(min=SMALLEST_AREA), hull
 
 
 def _assign_targets(costs: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     """Solve the assignment of each layer and sample.
 
     Args:
-        costs: [L, B, Q, N].
+        costs: [L, M, Q].
         counts: number of targets of each of B samples.
 
     Returns:
         [4, R] int64: layer, sample, query and target (counted through all samples) of each pair, ordered by layer.
 
-    Shapes: L outputs of the head, B samples, Q queries, N the most targets of any sample, R pairs.
+    Shapes: L outputs of the head, M targets of all samples, Q queries, R pairs.
     """
-    offsets = np.cumsum([0, *counts])
-    # Padding queries have infinite costs in every layer; they are left out.
-    usable = [np.flatnonzero(np.isfinite(sample_costs[:, 0])) for sample_costs in costs[-1]]
-    parts = []
-    for layer, layer_costs in enumerate(costs):
-        for sample, (queries, count) in enumerate(zip(usable, counts, strict=True)):
-            rows, columns = linear_sum_assignment(layer_costs[sample, queries, :count])
-            part = np.empty((4, len(rows)), dtype=np.int64)
-            part[0], part[1], part[2], part[3] = layer, sample, queries[rows], columns + offsets[sample]
-            parts.append(part)
-    return np.concatenate(parts, axis=1)
+    queries = np.full(costs.shape[:2], -1)  # [L, M]: the query of each target, -1 for none
+    ends = np.cumsum(counts)
+    for end, count in zip(ends.tolist(), counts, strict=True):
+        if not count:
+            continue
+        sample_costs = costs[:, end - count : end]
+        # Padding queries have infinite costs in every layer; they are left out.
+        usable = np.flatnonzero(np.isfinite(sample_costs[-1, 0]))
+        if len(usable) < costs.shape[2]:
+            sample_costs = sample_costs[:, :, usable]
+        for layer, layer_costs in enumerate(sample_costs):
+            rows, columns = linear_sum_assignment(layer_costs)
+            queries[layer, end - count + rows] = usable[columns]
+    layer, target = np.nonzero(queries >= 0)
+    return np.stack([layer, np.searchsorted(ends, target, side="right"), queries[layer, target], target])

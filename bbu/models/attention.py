@@ -1,8 +1,10 @@
-"""Attention that transformers does not bring: the varlen kernel, all vision windows in one call, and a safety check.
+"""Attention that transformers does not bring: packed samples one by one under sdpa, the varlen kernel, all vision
+windows in one call, and a safety check.
 
 Samples packed into one row stay apart only if the attention knows where each one begins. transformers 5.23 reads this
-from row 0 of position_ids with four rows, provided that there is neither an attention_mask nor a cache. From it, sdpa
-and eager get a block mask, flash attention gets the bounds of the samples, and so does `varlen` here.
+from row 0 of position_ids with four rows, provided that there is neither an attention_mask nor a cache. From it, eager
+gets a block mask, and flash attention the bounds of the samples; so do `varlen` and `sdpa` here. With the stock block
+mask, sdpa would compute the scores of all pairs of samples, in its slow kernels.
 
 Shapes: B rows, S tokens in a row, T = B * S tokens, H heads, G heads of keys and values, D width of a head,
 N segments, P patches, C width of the vision tower.
@@ -16,6 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad
@@ -33,9 +36,13 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from bbu.config.domains import Attention, CollatorType
 from bbu.errors import ConfigError
+from bbu.models.layout import Groups, TextLayout, plan_vision
 
 VARLEN = "varlen"
 """The name under which the varlen kernel is registered, and the value of attn_implementation that selects it."""
+_SDPA = "sdpa"
+_SDPA_BY_SAMPLE = "sdpa_by_sample"
+"""The name under which sdpa of packed samples is registered; `sdpa` in the run config selects it."""
 _FLASH = "flash_attention_2"
 _LOOPED = ("sdpa", "eager")
 """Implementations that the stock vision attention calls once for each window."""
@@ -80,12 +87,93 @@ class _Segments:
     """[N+1] int32: the first token of each of N segments, then the end of the last segment."""
     longest: int
     """Length of the longest segment in tokens, or an upper bound of it."""
+    lengths: tuple[int, ...] = ()
+    """Lengths of the N segments in tokens; the varlen kernel does not need them."""
 
     @classmethod
     def from_starts(cls, starts: torch.Tensor) -> _Segments:
         """starts: [T] bool, True at the first token of each segment (T tokens)."""
         bounds = pad(starts.nonzero().flatten(), (0, 1), value=len(starts)).to(torch.int32)
-        return cls(bounds, int(bounds.diff().max()))
+        lengths = tuple(bounds.diff().tolist())
+        return cls(bounds, max(lengths), lengths)
+
+
+# --- sdpa ---
+
+
+def register_text_attention(name: Attention) -> str:
+    """Let packed rows under sdpa be computed sample by sample. Call it before the model is loaded.
+
+    Args:
+        name: the run config's attn_implementation.
+
+    Returns:
+        The name to load the language model with.
+    """
+    if name != _SDPA:
+        return name
+    AttentionInterface.register(_SDPA_BY_SAMPLE, _attend_by_sample)
+    AttentionMaskInterface.register(_SDPA_BY_SAMPLE, _by_sample_mask)
+    return _SDPA_BY_SAMPLE
+
+
+def _by_sample_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **more: Any,
+) -> _Segments | torch.Tensor | None:
+    """Return the samples of a packed row in place of a mask; for anything else, the stock mask of sdpa.
+
+    Args:
+        mask_function: transformers' rule (batch, head, query index, key index) -> bool: may the query see the key?
+        attention_mask: [B, S] bool, True at real tokens (B rows, S tokens); None where no token is padding.
+    """
+    # transformers replaces the plain causal rule where positions begin anew; `local_size` is that of a sliding window.
+    is_packed = batch_size == 1 and attention_mask is None and mask_function is not causal_mask_function
+    if not is_packed or q_length != kv_length or more.get("local_size") is not None:
+        return sdpa_mask(
+            batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask,
+            device=device, **more,
+        )  # fmt: skip
+    return _Segments.from_starts(_find_starts(batch_size, q_length, mask_function, device).flatten())
+
+
+def _attend_by_sample(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: _Segments | torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute causal attention within each sample of a packed row; without segments it is the stock sdpa.
+
+    Shapes:
+        query: [B, H, S, D]
+        key, value: [B, G, S, D]
+        result: [B, S, H, D], and None in place of attention weights
+        (B rows, H heads, G heads of keys and values, S tokens in a row, D width of a head)
+    """
+    if not isinstance(attention_mask, _Segments):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    samples = zip(*(states.split(attention_mask.lengths, dim=2) for states in (query, key, value)), strict=True)
+    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in samples], dim=1), None
+
+
+def _find_starts(rows: int, tokens: int, mask_function: Callable[..., Any], device: torch.device | str) -> torch.Tensor:
+    """[B, S] bool: True at the first token of each sample, in B rows of S tokens.
+
+    The mask function knows where packed samples begin: a token that may not see its predecessor is the first of its
+    sample. The rule is the same for every head, so head 0 stands for all.
+    """
+    token = torch.arange(1, tokens, device=device)
+    row = torch.arange(rows, device=device)[:, None]
+    joined = mask_function(row, torch.zeros_like(row), token, token - 1).expand(rows, -1)
+    return pad(~joined, (1, 0), value=True)
 
 
 # --- varlen ---
@@ -122,16 +210,12 @@ def _varlen_mask(
             batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask,
             device=device, **more,
         )  # fmt: skip
-    # The mask function knows where packed samples begin: a token that may not see its predecessor starts a segment.
-    # The rule is the same for every head, so head 0 stands for all.
-    token = torch.arange(1, q_length, device=device)
-    row = torch.arange(batch_size, device=device)[:, None]
-    joined = mask_function(row, torch.zeros_like(row), token, token - 1).expand(batch_size, -1)
+    starts = _find_starts(batch_size, q_length, mask_function, device)
     # A change between real tokens and padding starts a segment too, so that real tokens never see padding.
     if attention_mask is not None:
-        joined = joined & (attention_mask[:, 1:] == attention_mask[:, :-1])
-    # The first token of every row starts a segment; then the rows are laid end to end, as the kernel wants them.
-    return _Segments.from_starts(pad(~joined, (1, 0), value=True).flatten())
+        starts = starts | pad(attention_mask[:, 1:] != attention_mask[:, :-1], (1, 0), value=True)
+    # The rows are laid end to end, as the kernel wants them.
+    return _Segments.from_starts(starts.flatten())
 
 
 def _varlen_attention(
@@ -181,6 +265,33 @@ def _in_autocast_dtype(states: torch.Tensor) -> torch.Tensor:
     return states
 
 
+# --- what the language model is told ---
+
+
+def text_options(config: Any, text: TextLayout, attention_mask: torch.Tensor | None) -> dict[str, Any]:
+    """Say to the language model what each token may see, without a wait for the device.
+
+    Args:
+        config: the language model's.
+        text: where the samples lie.
+        attention_mask: [B, S], of rows that are padded on the right; None for a packed row.
+
+    Returns:
+        Keyword arguments of the language model.
+    """
+    name = config._attn_implementation
+    if name not in (_SDPA_BY_SAMPLE, _FLASH, VARLEN) or "sliding_attention" in config.layer_types:
+        return {"attention_mask": attention_mask}  # transformers computes a mask
+    if not text["lengths"]:
+        # A real token never sees padding that stands behind it: the rows need no mask but the causal one.
+        return {"attention_mask": {"full_attention": None}}
+    longest = max(text["lengths"])
+    if name != _FLASH:
+        return {"attention_mask": {"full_attention": _Segments(text["bounds"], longest, text["lengths"])}}
+    bounds = {"cu_seq_lens_q": text["bounds"], "cu_seq_lens_k": text["bounds"]}
+    return {"attention_mask": {"full_attention": None}, "max_length_q": longest, "max_length_k": longest, **bounds}
+
+
 # --- the vision tower's windows ---
 
 
@@ -194,24 +305,34 @@ def use_windowed_attention(visual: Qwen2_5_VisionTransformerPretrainedModel) -> 
     Args:
         visual: a vision tower whose `config` names its attention implementation.
     """
+    visual.register_forward_pre_hook(_add_layout, with_kwargs=True)
     name = visual.config._attn_implementation
     if name not in (VARLEN, *_LOOPED):
         return
     attention = _VarlenWindows if name == VARLEN else _BatchedWindows
-    for block in visual.blocks:
+    for number, block in enumerate(visual.blocks):
         stock: Any = block.attn
-        block.attn = attention(stock)
-    if name == VARLEN:
-        visual.register_forward_pre_hook(_state_longest_segments, with_kwargs=True)
+        block.attn = attention(stock, sees_whole_images=number in visual.fullatt_block_indexes)
+
+
+def _add_layout(visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Compute the layout of the images at once where the caller has not; the host then waits for the device once."""
+    if "window_index" not in kwargs:
+        grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        layout = send_to_device(plan_vision(grid.cpu(), visual.config), grid.device, non_blocking=True)
+        kwargs = kwargs | layout
+    if visual.config._attn_implementation not in _LOOPED:
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("windows", "images")}
+    return args, kwargs
 
 
 class _WindowedAttention(Qwen2_5_VLVisionAttention):
     """The stock attention of the vision tower, with one call for all windows of a layer."""
 
-    def __init__(self, stock: Qwen2_5_VLVisionAttention) -> None:
+    def __init__(self, stock: Qwen2_5_VLVisionAttention, *, sees_whole_images: bool) -> None:
         """stock: the attention to replace, whose parameters this one takes over."""
         super().__init__(stock.config)
-        self.qkv, self.proj = stock.qkv, stock.proj
+        self.qkv, self.proj, self.sees_whole_images = stock.qkv, stock.proj, sees_whole_images
 
     def forward(
         self,
@@ -219,6 +340,8 @@ class _WindowedAttention(Qwen2_5_VLVisionAttention):
         cu_seqlens: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         max_seqlen: int | None = None,
+        windows: Groups | None = None,
+        images: Groups | None = None,
         **more: Any,
     ) -> torch.Tensor:
         """Attend within each window, or within each image in the layers with full attention.
@@ -231,10 +354,17 @@ class _WindowedAttention(Qwen2_5_VLVisionAttention):
         assert position_embeddings is not None
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        return self.proj(self._attend(query, key, value, cu_seqlens, max_seqlen).flatten(1))
+        groups = images if self.sees_whole_images else windows
+        return self.proj(self._attend(query, key, value, cu_seqlens, max_seqlen, groups).flatten(1))
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int | None,
+        groups: Groups | None,
     ) -> torch.Tensor:
         """query, key, value, result: [P, H, D]; bounds: [N+1] (P patches, H heads, D width of a head, N windows)."""
         raise NotImplementedError
@@ -251,7 +381,13 @@ class _VarlenWindows(_WindowedAttention):
     """All windows in one call of the varlen kernel."""
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int | None,
+        groups: Groups | None,
     ) -> torch.Tensor:
         segments = _Segments(bounds, int(bounds.diff().max()) if longest is None else longest)
         return self._call(query[None], key[None], value[None], mask=segments)[0]
@@ -265,31 +401,23 @@ class _BatchedWindows(_WindowedAttention):
     """
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int | None,
+        groups: Groups | None,
     ) -> torch.Tensor:
-        # Sort the patches by the size of their window; a stable sort keeps each window's patches together.
-        sizes = bounds.diff()
-        order = sizes.repeat_interleave(sizes).argsort(stable=True)
-        lengths, counts = (values.tolist() for values in sizes.unique(return_counts=True))
-        patches = [length * count for length, count in zip(lengths, counts, strict=True)]
+        assert groups is not None, "the vision tower passes the groups of its windows"
+        patches = [length * count for length, count in zip(groups["lengths"], groups["counts"], strict=True)]
         # One call for each size, with the windows as the batch.
-        parts = zip(*(states[order].split(patches) for states in (query, key, value)), strict=True)
+        parts = zip(*(states[groups["order"]].split(patches) for states in (query, key, value)), strict=True)
         mixed = [
             self._call(*(states.unflatten(0, (-1, length)) for states in part), mask=None).flatten(0, 1)
-            for length, part in zip(lengths, parts, strict=True)
+            for length, part in zip(groups["lengths"], parts, strict=True)
         ]
-        # Restore the order of the patches.
-        return torch.cat(mixed)[order.argsort()]
-
-
-def _state_longest_segments(
-    visual: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Pass the longest window and image (in patches) to all layers; each would otherwise wait for the device."""
-    grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
-    side = visual.window_size // visual.patch_size
-    longest = {"max_seqlen": int(grid[:, 1:].prod(-1).max()), "max_window_seqlen": side * side}
-    return args, kwargs | longest
+        return torch.cat(mixed)[groups["restore"]]
 
 
 # --- what is safe ---

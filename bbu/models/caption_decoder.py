@@ -3,13 +3,13 @@
 It uses the language model's vocabulary: token embeddings enter through an adapter, and its states leave through the
 language model's head. So a caption can be any text, and no second vocabulary is trained.
 
-Shapes: M captions, C tokens in a caption, D width of the decoder, V tokens in the vocabulary.
+Shapes: M captions, C tokens in a caption, D width of the decoder, H width of the language model.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 from torch import nn
 from torch.nn import functional as F
 
@@ -40,28 +40,26 @@ class CaptionDecoder(nn.Module):
         states: Float[torch.Tensor, "M D"],
         tokens: Int64[torch.Tensor, "M C"],
         embed: nn.Module,
-        language_head: nn.Module,
-    ) -> Float[torch.Tensor, "M C V"]:
-        """Compute the logits of captions of C tokens.
+    ) -> Float[torch.Tensor, "M C H"]:
+        """Compute the states from which the language model's head predicts the C tokens of each caption.
 
         Args:
             states: state of the query that each caption belongs to.
             tokens: the true captions; ids after the end token may be any, and the last token is not read.
             embed: the language model's token embedding.
-            language_head: the language model's head.
 
-        Shapes: M captions, C tokens in a caption, D width of the decoder, V tokens in the vocabulary.
+        Shapes: M captions, C tokens in a caption, D width of the decoder, H width of the language model.
         """
         # Shift right: the query's state stands before the first token, so position t predicts token t.
         before = self.token_adapter(embed(tokens[:, :-1]).to(states.dtype))
         hidden, _ = self._run(torch.cat([states[:, None], before], dim=1), None)
-        return language_head(self.output(hidden))
+        return self.output(hidden)
 
     @torch.no_grad()
     def generate(
         self, states: Float[torch.Tensor, "M D"], embed: nn.Module, language_head: nn.Module, end: int
-    ) -> tuple[Int64[torch.Tensor, "M C"], Float32[torch.Tensor, " M"]]:
-        """Write captions greedily, until every one has ended or `max_length` tokens are written.
+    ) -> Int64[torch.Tensor, "M C"]:
+        """Write captions greedily, each until it ends or has `max_length` tokens.
 
         Args:
             states: state of the query that each caption belongs to.
@@ -70,26 +68,25 @@ class CaptionDecoder(nn.Module):
             end: id of the token that ends a caption.
 
         Returns:
-            The ids, with `end` at and after each caption's end; and each caption's log-probability, the end included.
+            The ids, with `end` at and after each caption's end.
 
         Shapes: M captions, C tokens in the longest caption, D width of the decoder.
         """
-        inputs, cache, written = states[:, None], None, []
-        log_probability = states.new_zeros(len(states), dtype=torch.float32)
-        ended = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-        for _ in range(self.max_length):
+        written = torch.full((len(states), self.max_length), end, dtype=torch.int64, device=states.device)
+        rows = torch.arange(len(states), device=states.device)
+        inputs, cache, length = states[:, None], None, 0
+        while len(rows) and length < self.max_length:
             hidden, cache = self._run(inputs, cache)
-            scores = language_head(self.output(hidden[:, -1])).float().log_softmax(-1)
-            best, token = scores.max(-1)
-            # A caption that has ended repeats the end token, which does not count.
-            token = torch.where(ended, end, token)
-            log_probability += torch.where(ended, 0.0, best)
-            written.append(token)
-            ended = ended | (token == end)
-            if bool(ended.all()):
-                break
+            token = language_head(self.output(hidden[:, -1])).argmax(-1)
+            written[rows, length] = token
+            length += 1
+            # A caption that has ended leaves the batch: the others cost less.
+            going = (token != end).nonzero().flatten()
+            if len(going) < len(rows):
+                rows, token = rows[going], token[going]
+                cache = [(key[going], value[going]) for key, value in cache]
             inputs = self.token_adapter(embed(token[:, None]).to(states.dtype))
-        return torch.stack(written, dim=1), log_probability
+        return written[:, :length]
 
     def _run(self, inputs: torch.Tensor, cache: _Cache | None) -> tuple[torch.Tensor, _Cache]:
         """Run all layers on inputs [M, C, D], which follow the tokens in the cache; return states and the new cache."""

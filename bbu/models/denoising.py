@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float32, Int64
+from torch.nn.utils.rnn import pad_sequence
 
 _SMALLEST_SIDE = 0.002
 """Least width and height of a noisy box, as a share of the image: about one pixel of a 500-pixel side."""
@@ -33,6 +34,8 @@ class Denoising:
     """False at padding: samples differ in their numbers of objects."""
     group: Int64[torch.Tensor, " K"]
     """Number of the group that each query belongs to, counted from 0."""
+    groups: int
+    """Number of groups."""
 
 
 def draw_denoising_queries(targets: Sequence[torch.Tensor], queries: int, noise: float) -> Denoising | None:
@@ -54,7 +57,7 @@ def draw_denoising_queries(targets: Sequence[torch.Tensor], queries: int, noise:
     groups = max(1, queries // (2 * most))
     # Pad every sample to `most` objects, and repeat them for each half of each group.
     truth = torch.stack([torch.nn.functional.pad(boxes, (0, 0, 0, most - len(boxes))) for boxes in targets])
-    real = torch.arange(most, device=truth.device) < torch.tensor([[len(b)] for b in targets], device=truth.device)
+    real = pad_sequence([boxes.new_ones(most, dtype=torch.bool)[: len(boxes)] for boxes in targets], batch_first=True)
     repeated = truth.repeat(1, 2 * groups, 1)
     # The halves take turns: even ones are positives, odd ones negatives.
     positive = torch.arange(2 * groups, device=truth.device).repeat_interleave(most) % 2 == 0
@@ -72,4 +75,5 @@ def draw_denoising_queries(targets: Sequence[torch.Tensor], queries: int, noise:
         positive=positive.expand(len(truth), -1),
         valid=real.repeat(1, 2 * groups),
         group=torch.arange(groups, device=truth.device).repeat_interleave(2 * most),
+        groups=groups,
     )

@@ -114,6 +114,8 @@ class Memory:
     """Column of each patch in its image's grid."""
     grid: Int[torch.Tensor, "N 2"]
     """Numbers of rows and columns of each image, in patches."""
+    extent: tuple[int, int]
+    """The most rows, and the most columns, of any image."""
     words: Float[torch.Tensor, "N T H"]
     """Token embeddings of the instruction."""
     word_mask: Bool[torch.Tensor, "N T"]
@@ -123,9 +125,10 @@ class Memory:
     def centres(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Centres of the columns, and of the rows, of each image: [N, most columns] and [N, most rows].
 
-        Computed once for all layers, because the host has to wait for the device here.
+        Computed once for all layers.
         """
-        return _axis_centres(self.grid[:, 1]), _axis_centres(self.grid[:, 0])
+        rows, columns = self.extent
+        return _axis_centres(self.grid[:, 1], columns), _axis_centres(self.grid[:, 0], rows)
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ class DetectionHead(nn.Module):
         index = chosen.clamp(max=patches.shape[1] - 1)[..., None]
         states = patches.gather(1, index.expand(-1, -1, patches.shape[-1]))
         # Each query starts from a box of three patches around its own, which the head then moves.
-        anchors = cells * torch.tensor([1, 1, _ANCHOR_SCALE, _ANCHOR_SCALE], device=patches.device)
+        anchors = torch.cat([cells[..., :2], cells[..., 2:] * _ANCHOR_SCALE], dim=-1)
         boxes = _refined_boxes(anchors.gather(1, index.expand(-1, -1, 4)), self.proposal_box(states))
         return boxes, logits, self.query(states), valid
 
@@ -386,9 +389,9 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-def _axis_centres(count: torch.Tensor) -> torch.Tensor:
-    """Centres of `count` equal cells in 0..1: [N] -> [N, largest count], above 1 beyond an image's count (N images)."""
-    cells = torch.arange(int(count.max()), device=count.device)
+def _axis_centres(count: torch.Tensor, most: int) -> torch.Tensor:
+    """Centres of `count` equal cells in 0..1: [N] -> [N, most], above 1 beyond an image's count (N images)."""
+    cells = torch.arange(most, device=count.device)
     return (cells + 0.5) / count[:, None]
 
 

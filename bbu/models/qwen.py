@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -26,16 +26,24 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from bbu.config.domains import DetectionConfig, ModelConfig
 from bbu.errors import ModelError
-from bbu.models.attention import VARLEN, check_attention_is_available, register_varlen, use_windowed_attention
+from bbu.models.adapters import AdapterSpec, add_adapters, find_base, has_adapters, load_adapters, save_adapters
+from bbu.models.attention import (
+    VARLEN,
+    check_attention_is_available,
+    register_text_attention,
+    register_varlen,
+    text_options,
+    use_windowed_attention,
+)
 from bbu.models.denoising import Denoising
 from bbu.models.detection_head import DetectionHead, DetectionOutput, HeadSpec, Memory
 from bbu.models.head_files import has_own_weights, load_head, load_spec, save_head, split_weights, weight_names
+from bbu.models.layout import HeadLayout, Layout, TextLayout, plan_layout
 from bbu.models.model_files import load_chat_template, write_config
-from bbu.run.folder import HEAD_KEY
+from bbu.run.folder import ADAPTER_CONFIG, HEAD_KEY, is_adapter_folder
 from bbu.strict_json import read_json
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,6 +87,8 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
     those.
     """
 
+    base_fingerprint: str | None = None
+    """Identifies the base model's weights where the model has adapters."""
     detach_memory = False
     """Stop the head's gradient before the model; `load_model` sets it from detection_detach_memory."""
 
@@ -95,6 +105,7 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
         read_states: _StatesReader | None = None,
         detection: DetectionQuery | None = None,
         read_detection: _DetectionReader | None = None,
+        layout: Layout | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run Qwen2.5-VL as usual or, with a reader, return the pair of what the two readers return.
@@ -104,6 +115,7 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
             read_states: reads the language model's last states; without it the language model does not run.
             detection: what the head sees; needed with `read_detection`.
             read_detection: reads the head's output; without it the head does not run.
+            layout: where things lie in the batch, if it is known already; else the host waits for the device.
 
         Returns:
             Qwen2.5-VL's output or, with a reader, (result of read_states, result of read_detection), where None
@@ -111,48 +123,61 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
         """
         if read_states is None and read_detection is None:
             return super().forward(*args, **kwargs)
-        grid = kwargs["image_grid_thw"]
-        vision: Any = self.model.get_image_features(kwargs.pop("pixel_values"), grid)
+        if layout is None:
+            layout = self._plan_layout(kwargs, detection)
+        visual: Any = self.model.visual
+        pixels = kwargs["pixel_values"].type(visual.dtype)
+        vision = visual(pixels, grid_thw=kwargs["image_grid_thw"], **layout["vision"])
         from_language = from_detection = None
         if read_states is not None:
-            states = self.model(*args, mm_encoder_outputs={"image": vision}, **kwargs)[0]
-            from_language = read_states(states, self.lm_head)
+            assert layout["text"] is not None
+            from_language = read_states(self._text_states(kwargs, vision.pooler_output, layout["text"]), self.lm_head)
         if read_detection is not None:
-            assert self.detection_head is not None and detection is not None
-            memory = self._head_memory(vision.last_hidden_state, grid, detection)
+            assert self.detection_head is not None and detection is not None and layout["head"] is not None
+            memory = self._head_memory(vision.last_hidden_state, layout["head"], detection)
             from_detection = read_detection(self.detection_head(memory, detection.denoising), self)
         return from_language, from_detection
 
-    def _head_memory(self, patches: torch.Tensor, grid: torch.Tensor, query: DetectionQuery) -> Memory:
+    def _plan_layout(self, batch: dict[str, Any], detection: DetectionQuery | None) -> Layout:
+        images = None if detection is None else detection.student_images
+        layout = plan_layout({**batch, "student_images": images}, self.config.vision_config)
+        moved: Any = send_to_device(layout, batch["image_grid_thw"].device, non_blocking=True)
+        return moved
+
+    def _text_states(self, batch: dict[str, Any], features: torch.Tensor, text: TextLayout) -> torch.Tensor:
+        """The language model's last states [B, S, H] of rows that are packed, or padded on the right.
+
+        What the stock model does, but placeholders are replaced by index: by a mask, the backward pass would wait.
+
+        Shapes: features [M, H]; B rows, S tokens in a row, M placeholders, H width of the language model.
+        """
+        words = self.get_input_embeddings()(batch["input_ids"])
+        inputs = words.flatten(0, 1).index_copy(0, text["placeholders"], features.to(words.dtype)).view_as(words)
+        mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+        if positions is None:
+            positions = self.model.get_rope_index(
+                batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"], attention_mask=mask
+            )[0]
+        options = text_options(self.config.get_text_config(), text, mask)
+        language: Any = self.model.language_model
+        return language(inputs_embeds=inputs, position_ids=positions, use_cache=False, **options)[0]
+
+    def _head_memory(self, patches: torch.Tensor, head: HeadLayout, query: DetectionQuery) -> Memory:
         """Collect what the head sees of each sample.
 
-        Shapes:
-            patches: [P, C], last states of the vision tower for all images
-            grid: [I, 3] int64, (time, rows, columns) in patches
-            (P patches, C width of the vision tower, I images)
+        Shapes: patches [P, C], last states of the vision tower for all images (P patches, C width of the tower).
         """
-        visual: Any = self.model.visual
-        # The tower works on patches ordered window by window, four patches (one placeholder) at a time: undo that.
-        unit = visual.spatial_merge_size**2
-        order, _ = get_vision_window_index(grid, visual.spatial_merge_size, visual.window_size, visual.patch_size)
-        restored = patches.unflatten(0, (-1, unit))[torch.argsort(order).to(patches.device)].flatten(0, 1)
-        # Take the students' images alone, and pad them to the one with the most patches.
-        positions = get_vision_position_ids(grid, visual.spatial_merge_size)
-        sizes, students = grid.prod(-1).tolist(), query.student_images.tolist()
-        student_patches, student_positions = (
-            [torch.split(tensor, sizes)[image] for image in students] for tensor in (restored, positions)
-        )
-        padded = pad_sequence(student_positions, batch_first=True)
-        masks = [torch.ones_like(rows_columns[:, 0], dtype=torch.bool) for rows_columns in student_positions]
+        # Take the students' images alone; the mask clears the padding.
+        states = patches[head["patches"]] * head["mask"][..., None]
         words = self.get_input_embeddings()(query.prompt_ids)
-        detach = torch.Tensor.detach if self.detach_memory else lambda tensor: tensor
         return Memory(
-            patches=detach(pad_sequence(student_patches, batch_first=True)),
-            patch_mask=pad_sequence(masks, batch_first=True),
-            rows=padded[..., 0],
-            columns=padded[..., 1],
-            grid=grid[query.student_images, 1:],
-            words=detach(words),
+            patches=states.detach() if self.detach_memory else states,
+            patch_mask=head["mask"],
+            rows=head["places"][..., 0],
+            columns=head["places"][..., 1],
+            grid=head["grid"],
+            extent=head["extent"],
+            words=words.detach() if self.detach_memory else words,
             word_mask=query.prompt_mask,
         )
 
@@ -165,6 +190,8 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
     ) -> None:
         """Save a folder of the stock architecture that other tools load, with the head in a folder of its own.
 
+        With adapters it is a folder of peft, which names its base model.
+
         Args:
             save_directory: the model folder.
             is_main_process: whether this process writes the files.
@@ -172,6 +199,12 @@ class BBUModel(Qwen2_5_VLForConditionalGeneration):
             kwargs: further arguments of transformers' `save_pretrained`, such as `max_shard_size`.
         """
         weights, head = split_weights(self.state_dict() if state_dict is None else state_dict)
+        if has_adapters(self):
+            if is_main_process:
+                Path(save_directory).mkdir(parents=True, exist_ok=True)
+                save_adapters(self, Path(save_directory), weights)
+                save_head(Path(save_directory), getattr(self.config, HEAD_KEY, None), head)
+            return
         if self.config.tie_word_embeddings:
             # DeepSpeed hands over copies, in which transformers recognises no tied weight and would save it twice.
             weights = {name: tensor for name, tensor in weights.items() if name not in (self._tied_weights_keys or ())}
@@ -191,58 +224,100 @@ def _build_head(config: Any) -> DetectionHead | None:
 
 
 def load_model(
-    folder: str | Path, config: ModelConfig, detection: DetectionConfig | None = None, *, for_training: bool = True
+    folder: str | Path,
+    config: ModelConfig,
+    detection: DetectionConfig | None = None,
+    adapters: AdapterSpec | None = None,
+    *,
+    for_training: bool = True,
 ) -> BBUModel:
     """Load a model folder with the configured dtype and attention of both towers.
 
+    Adapters in training are float32, and so is the detection head beside them.
+
     Args:
-        folder: a Qwen2.5-VL, or a checkpoint of this program.
+        folder: a Qwen2.5-VL, or a checkpoint of this program; one of adapters is loaded on its base model.
         config: dtype, attention and gradient checkpointing.
         detection: describes the head to build; it takes the folder's weights where the folder has a head. None takes
             the folder's head as it is, if there is one.
+        adapters: the adapters to train, new ones or those of the folder.
         for_training: switch the cache off and gradient checkpointing on, if configured.
 
     Raises:
-        ModelError: the folder is missing or incomplete, or holds another architecture or a head of another shape.
+        ModelError: the folder is missing or incomplete, or holds another architecture, a head of another shape or
+            other adapters; or their base model is gone or has changed.
         ConfigError: this machine lacks the configured attention.
     """
     path = check_folder(folder)
-    _prepare_attention(config)
-    _register_weight_names()
-    try:
-        qwen_config = _with_head(Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True), detection, path)
-        with without_transformers_warnings():
-            loaded: Any = BBUModel.from_pretrained(
-                path,
-                config=qwen_config,
-                dtype=_DTYPES[config.torch_dtype],
-                attn_implementation={
-                    "text_config": config.attn_implementation,
-                    "vision_config": config.vision_attn_implementation,
-                },
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot load the model ({_first_line(error)}); check the folder") from error
-    model, report = loaded  # a pair because of output_loading_info
-    # With these, ZeRO-3 saves under old names (model.model.layers…), which other versions of transformers cannot load.
-    model._weight_conversions = None
-    _check_complete(_fill_head(model, set(report["missing_keys"]), path), path)
+    base = path
+    if is_adapter_folder(path):
+        _check_rank_is_set(path, adapters, for_training)
+        base = check_folder(find_base(path, config.model_path))
+    model, missing = _load_weights(base, path, config, detection)
+    if adapters is not None and model.detection_head is not None:
+        model.detection_head.float()
+    _check_complete(_fill_head(model, missing, path), base)
+    if is_adapter_folder(path):
+        load_adapters(model, path, adapters)
+    elif adapters is not None:
+        add_adapters(model, adapters, base)
     if detection is not None:
         model.detach_memory = detection.detection_detach_memory
     return _prepare_for_training(model, config) if for_training else model
 
 
-def _prepare_attention(config: ModelConfig) -> None:
-    """Register varlen where it is configured; raises ConfigError where this machine lacks flash attention.
+def _check_rank_is_set(path: Path, adapters: AdapterSpec | None, for_training: bool) -> None:
+    """Refuse to train a folder of adapters as if it were a whole model."""
+    if for_training and adapters is None:
+        raise ModelError(
+            f"{path}: holds adapters, but lora_rank is 0; merge them (python -m bbu.export --checkpoint {path} --merge "
+            "OUT) and set model_path to OUT"
+        )
 
-    transformers would report that as a defect of the folder. varlen is checked by those who use it.
+
+def _load_weights(
+    base: Path, path: Path, config: ModelConfig, detection: DetectionConfig | None
+) -> tuple[BBUModel, set[str]]:
+    """Load the weights in `base`, with room for the head that `path` or `detection` describes.
+
+    Returns:
+        The model, and the names of the parameters that the files do not hold.
+    """
+    implementations = _prepare_attention(config)
+    _register_weight_names()
+    try:
+        qwen_config = _with_head(Qwen2_5_VLConfig.from_pretrained(base, local_files_only=True), detection, path)
+        with without_transformers_warnings():
+            loaded: Any = BBUModel.from_pretrained(
+                base,
+                config=qwen_config,
+                dtype=_DTYPES[config.torch_dtype],
+                attn_implementation=implementations,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{base}: cannot load the model ({_first_line(error)}); check the folder") from error
+    model, report = loaded  # a pair because of output_loading_info
+    # With these, ZeRO-3 saves under old names (model.model.layers…), which other versions of transformers cannot load.
+    model._weight_conversions = None
+    return model, set(report["missing_keys"])
+
+
+def _prepare_attention(config: ModelConfig) -> dict[str, str]:
+    """Register the configured attentions and return transformers' names of them for both towers.
+
+    Raises ConfigError where this machine lacks flash attention, which transformers would report as a defect of the
+    folder. varlen is checked by those who use it.
     """
     names = {key: getattr(config, key) for key in ("attn_implementation", "vision_attn_implementation")}
     check_attention_is_available({key: name for key, name in names.items() if name != VARLEN})
     if VARLEN in names.values():
         register_varlen()
+    return {
+        "text_config": register_text_attention(config.attn_implementation),
+        "vision_config": config.vision_attn_implementation,
+    }
 
 
 def _with_head(config: Qwen2_5_VLConfig, detection: DetectionConfig | None, path: Path) -> Qwen2_5_VLConfig:
@@ -282,8 +357,23 @@ def _fill_head(model: BBUModel, missing: set[str], path: Path) -> set[str]:
         if has_own_weights(path):
             load_head(head, path)
         else:
-            head.reset_parameters()
+            _draw_head(head, model.config)
     return missing - names
+
+
+def _draw_head(head: DetectionHead, config: Any) -> None:
+    """Give a new head the weights that the seed of this process stands for, whatever else has been drawn since.
+
+    They are drawn on the CPU in float32: ranks under DDP and ZeRO-3 have read the model in different ways by now, on
+    different devices and in different dtypes, and train the same head all the same.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        drawn = _build_head(config)
+    assert drawn is not None
+    with torch.no_grad():
+        for parameter, value in zip(head.parameters(), drawn.parameters(), strict=True):
+            parameter.copy_(value)
 
 
 def _check_complete(missing: set[str], path: Path) -> None:
@@ -325,15 +415,23 @@ def load_image_processor(folder: str | Path) -> Qwen2VLImageProcessorPil:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Return the folder as a path if it holds a Qwen2.5-VL; raises ModelError, in one line, if it does not."""
+    """Return the folder as a path if it holds a Qwen2.5-VL, or adapters of one; else raises ModelError, in one line."""
     path = Path(folder)
     if not path.is_dir():
         raise ModelError(f"{path}: no such model folder; correct model_path or copy the model there")
-    absent = [name for name in _REQUIRED_FILES if not (path / name).is_file()]
+    required = (ADAPTER_CONFIG, *_REQUIRED_FILES[1:]) if is_adapter_folder(path) else _REQUIRED_FILES
+    absent = [name for name in required if not (path / name).is_file()]
     if absent:
         raise ModelError(f"{path}: no {', '.join(absent)}; model_path must be a complete Qwen2.5-VL folder")
-    for name in (*_REQUIRED_FILES, *(name for name in _OPTIONAL_FILES if (path / name).is_file())):
+    for name in (*required, *(name for name in _OPTIONAL_FILES if (path / name).is_file())):
         read_json(path / name, ModelError, "copy the model again")
+    if not is_adapter_folder(path):
+        _check_architecture(path)
+    return path
+
+
+def _check_architecture(path: Path) -> None:
+    """Raise ModelError where config.json does not describe a Qwen2.5-VL."""
     try:
         Qwen2_5_VLConfig.from_pretrained(path, local_files_only=True)
         kind = Qwen2_5_VLConfig.get_config_dict(path, local_files_only=True)[0].get("model_type")
@@ -342,7 +440,6 @@ def check_folder(folder: str | Path) -> Path:
         raise ModelError(f"{path}: config.json does not describe a Qwen2.5-VL ({reason}); copy it again") from error
     if kind != "qwen2_5_vl":
         raise ModelError(f"{path}: model_type is {kind!r}; model_path must be a Qwen2.5-VL (qwen2_5_vl)")
-    return path
 
 
 def gathered_parameters(parameters: list[torch.nn.Parameter], *, write: bool = False) -> AbstractContextManager[Any]:

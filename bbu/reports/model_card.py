@@ -24,9 +24,16 @@ from bbu.run.provenance import RunStart, latest_start
 from bbu.schema import read_photos_hash
 
 _CARD = "README.md"
+_ADAPTERS = (
+    "This folder holds low-rank adapters, for peft; `python -m bbu.export --checkpoint DIR --merge OUT` writes a whole "
+    "model."
+)
+_MERGED = "Its low-rank adapters are merged into the weights."
+_LIBRARIES = ("library_name: peft\n", "library_name: transformers\n")
 _ESSENTIALS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "vision_lr",
-    "merger_lr", "llm_lr", "detection_lr", "adapter_lr", "weight_decay", "optim", "lr_scheduler_type", "torch_dtype",
+    "merger_lr", "llm_lr", "detection_lr", "adapter_lr", "lora_rank", "lora_alpha", "lora_dropout", "weight_decay",
+    "optim", "lr_scheduler_type", "torch_dtype",
     "bf16", "fp16", "seed", "data_seed", "collator_type", "teacher_ratio", "num_teacher_samples", "language",
     "train_prompt", "eval_prompt", "response_types", "min_pixels", "max_pixels", "detection_enabled",
 )  # fmt: skip
@@ -44,7 +51,7 @@ class _DataFile:
     objects: int
     """objects in all records"""
     sha256: str | None
-    """hash of its bytes; None with `hash_data: false`"""
+    """hash of its bytes; None where an older version did not take it"""
     photos_sha256: str | None
     """hash over the bytes of its photos; None for data of an older conversion"""
 
@@ -103,6 +110,14 @@ def write_model_card(folder: Path, step: int, facts: CardFacts, run: RunFolder) 
         (folder / name).write_bytes(content)
 
 
+def state_merged_adapters(folder: Path) -> None:
+    """Correct the card of a checkpoint of adapters, copied into the folder of the merged model."""
+    path = folder / _CARD
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(_ADAPTERS, _MERGED).replace(*_LIBRARIES, 1), encoding="utf-8")
+
+
 def _describe_file(path: Path, sha256: str | None) -> _DataFile:
     records = objects = 0
     with path.open("rb") as lines:
@@ -130,7 +145,7 @@ def _front_matter(facts: CardFacts) -> str:
     """The card's metadata in the words of the hub."""
     values: dict[str, Any] = {
         "language": [facts.config.data.language],
-        "library_name": "transformers",
+        "library_name": "peft" if facts.config.training.lora_rank else "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["bbu", "qwen2_5_vl", "object-detection"],
         **facts.base.licence,
@@ -146,10 +161,11 @@ def _introduction(step: int, facts: CardFacts) -> str:
         if facts.config.detection.detection_enabled
         else "It has no detection head."
     )
+    kind = f" {_ADAPTERS}" if facts.config.training.lora_rank else ""
     return (
         f"# {_cell(facts.config.infrastructure.run_name)}, step {step}\n\n"
         f"{_cell(facts.base.name)}, fine-tuned by [bbu](#provenance) to find and describe the parts in "
-        f"photos of base-band units. {head}"
+        f"photos of base-band units. {head}{kind}"
     )
 
 

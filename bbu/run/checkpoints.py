@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written hidden, sealed by a manifest, published by a rename.
+"""Checkpoints that are whole or not there: a manifest vouches for every byte. `bbu.run.publishing` makes them.
 
 Torch-free: what lies inside a checkpoint is the trainer's affair, that it is complete is ours.
 """
@@ -11,24 +11,24 @@ import logging
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bbu.errors import CheckpointError
-from bbu.run.files import sync_folder, write_atomic
 from bbu.run.folder import RunFolder, checkpoint_name
 from bbu.strict_json import JsonError, build_dataclass, read_json
 
 MANIFEST = "MANIFEST.json"
 SAVING, DELETING, CORRUPT = ".saving-", ".deleting-", ".corrupt-"
-_TRAINING_STATE = re.compile(r"(optimizer|scheduler|rng_state|scaler|training_args|global_step\d+/|pytorch_model_fsdp)")
+_TRAINING_STATE = re.compile(
+    r"(optimizer|scheduler|rng_state|scaler|training_args|trainer_state|data_position|latest$|zero_to_fp32|"
+    r"global_step\d+/|pytorch_model_fsdp)"
+)
 """How the names of files begin that only a resumed training reads; the optimizer's are most of a checkpoint's bytes."""
-HASH_THREADS = 8  # hashlib releases the GIL; one thread reads at about 1 to 2 GB/s
+_HASH_THREADS = 8  # hashlib releases the GIL; one thread reads at about 1 to 2 GB/s
 logger = logging.getLogger(__name__)
 
 
@@ -71,15 +71,6 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among its peers. `barrier` returns once every rank has called it."""
-
-    rank: int
-    world_size: int
-    barrier: Callable[[], None]
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A published checkpoint that verified."""
 
@@ -90,35 +81,6 @@ class Checkpoint:
 def config_hash(flat: Mapping[str, Any]) -> str:
     """SHA-256 of a flat config, whatever the order of its keys."""
     return _digest_of(flat)
-
-
-@contextmanager
-def publishing(
-    run: RunFolder, step: int, ranks: Ranks, *, config_hash: str, image_digest: str | None
-) -> Iterator[Path]:
-    """Yield a hidden folder for all ranks to write into; on leaving the block it becomes `checkpoint-{step}`.
-
-    Collective. The folder yielded is itself named `checkpoint-{step}`, so that its parent serves a Trainer as
-    output folder. An exception in the block publishes nothing. When the block is left on any rank, the
-    checkpoint is published and on disk for all. Raises CheckpointError if the step is published already (ask
-    `is_published` first); a damaged one in the way is set aside.
-    """
-    blocked = is_published(run, step)
-    ranks.barrier()  # every rank has looked before rank 0 moves anything
-    if blocked:
-        raise CheckpointError(f"{run.checkpoint(step)}: published already, and never rewritten; choose another step")
-    staged = run.root / f"{SAVING}{checkpoint_name(step)}" / checkpoint_name(step)
-    if ranks.rank == 0:
-        _prepare(run, step, staged)
-    ranks.barrier()
-    yield staged
-    ranks.barrier()  # all have written
-    _sync_tree(staged)  # by every rank: dirty pages live on the node that wrote them
-    ranks.barrier()
-    if ranks.rank == 0:
-        _seal(staged, step, ranks.world_size, config_hash, image_digest)
-        _publish(staged, run.checkpoint(step))
-    ranks.barrier()  # a rank that left earlier could end the job under rank 0
 
 
 def is_published(run: RunFolder, step: int) -> bool:
@@ -143,7 +105,12 @@ def verify_model(folder: Path) -> None:
     """
     manifest = Manifest.load(folder)
     _check_sizes(folder, manifest)
-    _check_bytes(folder, {name: entry for name, entry in manifest.files.items() if not _TRAINING_STATE.match(name)})
+    _check_bytes(folder, {name: entry for name, entry in manifest.files.items() if is_model_file(name)})
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of a checkpoint belongs to its model, not to the state of its training or to the checkpoint."""
+    return name != MANIFEST and not _TRAINING_STATE.match(name)
 
 
 def verify_sizes(folder: Path) -> Manifest:
@@ -199,7 +166,7 @@ def clean_leftovers(run: RunFolder) -> list[Path]:
 
 def _check_sizes(folder: Path, manifest: Manifest) -> None:
     try:
-        sizes = _sizes(folder)
+        sizes = file_sizes(folder)
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); use another checkpoint") from error
     for name in sorted(sizes.keys() ^ manifest.files.keys()):
@@ -212,58 +179,12 @@ def _check_sizes(folder: Path, manifest: Manifest) -> None:
 
 def _check_bytes(folder: Path, files: Mapping[str, FileEntry]) -> None:
     try:
-        digests = _hash_files(folder, files)
+        digests = hash_files(folder, files)
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); use another checkpoint") from error
     for name, entry in files.items():
         if digests[name] != entry.sha256:
             raise CheckpointError(f"{folder}: {name} has changed since it was saved; use another checkpoint")
-
-
-def _sync_tree(folder: Path) -> None:
-    """fsync every file and folder below and including `folder`."""
-    for name in _sizes(folder):
-        descriptor = os.open(folder / name, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    for path in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
-        sync_folder(path)
-
-
-def _prepare(run: RunFolder, step: int, staged: Path) -> None:
-    if run.checkpoint(step).exists():
-        _set_aside(run.checkpoint(step))
-    if staged.parent.exists():
-        shutil.rmtree(staged.parent)
-    staged.mkdir(parents=True)
-
-
-def _set_aside(damaged: Path) -> None:
-    """Hide a damaged checkpoint from readers without losing it; only the last one of a step is kept."""
-    aside = damaged.with_name(CORRUPT + damaged.name)
-    shutil.rmtree(aside, ignore_errors=True)
-    if aside.exists():  # what has rotted may refuse to go
-        aside = Path(tempfile.mkdtemp(prefix=f"{aside.name}-", dir=aside.parent))
-    os.rename(damaged, aside)
-    logger.warning("%s is damaged and in the way; moved to %s, remove it at will", damaged, aside)
-
-
-def _seal(staged: Path, step: int, world_size: int, config_hash: str, image_digest: str | None) -> None:
-    sizes = _sizes(staged)
-    if not sizes:
-        raise CheckpointError(f"{staged}: nothing was saved for step {step}; nothing is published")
-    digests = _hash_files(staged, sizes)
-    files = {name: FileEntry(sizes[name], digests[name]) for name in sorted(sizes)}
-    manifest = Manifest(step, world_size, config_hash, image_digest, files)
-    write_atomic(staged / MANIFEST, manifest.dumps())
-
-
-def _publish(staged: Path, final: Path) -> None:
-    os.rename(staged, final)  # fails if something that is not empty is there
-    shutil.rmtree(staged.parent)
-    sync_folder(final.parent)
 
 
 def _is_deleted(folder: Path) -> bool:
@@ -290,7 +211,7 @@ def _passes(check: Callable[[Path], Manifest], folder: Path) -> bool:
     return True
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def file_sizes(folder: Path) -> dict[str, int]:
     """Bytes of every file below a checkpoint but its manifest, by relative path."""
     sizes: dict[str, int] = {}
     for path in folder.rglob("*"):
@@ -302,8 +223,9 @@ def _sizes(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _hash_files(folder: Path, names: Collection[str]) -> dict[str, str]:
-    with ThreadPoolExecutor(HASH_THREADS) as pool:
+def hash_files(folder: Path, names: Collection[str]) -> dict[str, str]:
+    """SHA-256 in hex of each file of a folder, by name."""
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: _hash_file(folder / name), names), strict=True))
 
 

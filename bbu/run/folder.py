@@ -22,6 +22,9 @@ HEAD_FOLDER = "detection_head"
 beside config.json (vLLM, mlx-vlm), and refuse weights that the stock architecture lacks."""
 HEAD_CONFIG, HEAD_WEIGHTS = "config.json", "model.safetensors"
 """The files in it: what the head is built from, and its weights."""
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of low-rank adapters, by peft's names: their settings, with the base model's folder, and their weights. A
+checkpoint of adapters has no config.json: transformers would look for the base model's weights beside it."""
 HEAD_KEY = "bbu_detection_head"
 """Where a model's config holds the description of its head in memory, and where config.json held it in checkpoints of
 version 0.2.0 before the head had files of its own."""
@@ -145,6 +148,11 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(step for name in names if (step := checkpoint_step(name)) is not None)
 
 
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a model folder holds low-rank adapters of another folder's model instead of a whole model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
 def read_head_spec(folder: Path, error: type[BBUError]) -> dict[str, Any] | None:
     """Read what a model folder's detection head is built from.
 
@@ -164,4 +172,6 @@ def read_head_spec(folder: Path, error: type[BBUError]) -> dict[str, Any] | None
         raise error(f"{path}: no such file, although there is a folder for the detection head; {advice}")
     if path.is_file():
         return read_json(path, error, advice)
+    if is_adapter_folder(folder):
+        return None
     return read_json(folder / "config.json", error, advice).get(HEAD_KEY) or None

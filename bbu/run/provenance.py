@@ -20,7 +20,7 @@ from bbu.strict_json import JsonError, build_dataclass, read_json
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _RECORDED_PACKAGES = (
-    "torch", "transformers", "accelerate", "deepspeed", "flash-attn", "tokenizers", "pillow", "numpy", "scipy",
+    "torch", "transformers", "accelerate", "deepspeed", "peft", "flash-attn", "tokenizers", "pillow", "numpy", "scipy",
 )  # fmt: skip
 SLURM_FACTS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST")
 """Slurm's variables that name a job and its place."""
@@ -41,7 +41,7 @@ class RunStart:
     packages: Mapping[str, str | None]
     """versions of the packages that results depend on; None for one that is not installed"""
     data_sha256: Mapping[str, str]
-    """hash of each data file, by its name; empty with `hash_data: false`"""
+    """hash of each data file, by its name; empty where an older version did not take them"""
     job: Mapping[str, str]
     """Slurm's variables of the job (`SLURM_FACTS`), and the host"""
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-from pathlib import Path
-from typing import Any
+import sys
 
 import torch
 from transformers import TrainingArguments
 
-from bbu.config.domains import InfrastructureConfig
+from bbu.config.deepspeed import check_deepspeed, find_deepspeed_file
 from bbu.config.flat import DirectConfig
-from bbu.config.read import CONFIG_DIR
+from bbu.config.optimizers import missing_optimizer_package
 from bbu.errors import ConfigError
 from bbu.run.folder import RunFolder
-from bbu.strict_json import read_json
 
 
 def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArguments:
@@ -31,9 +29,10 @@ def training_arguments(config: DirectConfig, run: RunFolder) -> TrainingArgument
     """
     infra, gpu = config.infrastructure, torch.cuda.is_available()
     _check_precision(config)
+    _check_optimizer(config)
     if infra.deepspeed_enabled:
         importlib.import_module("deepspeed")  # where it is missing, transformers would raise a TypeError
-        _check_deepspeed(config)
+        check_deepspeed(config)
         _name_single_rank()
     try:
         arguments = _translate(config, run, gpu)
@@ -66,7 +65,6 @@ def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         bf16=training.bf16,
         fp16=training.fp16,
         tf32=config.model.tf32 if gpu else None,
-        torch_compile=config.model.torch_compile,
         seed=training.seed,
         data_seed=training.data_seed,
         save_strategy=training.save_strategy,
@@ -75,7 +73,7 @@ def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         eval_steps=training.eval_steps,
         logging_strategy="steps",
         logging_steps=training.logging_steps,
-        logging_first_step=training.logging_first_step,
+        logging_first_step=True,
         logging_nan_inf_filter=False,  # it would hide what GradientGuard must see
         report_to="none",
         disable_tqdm=True,
@@ -83,8 +81,8 @@ def _translate(config: DirectConfig, run: RunFolder, gpu: bool) -> TrainingArgum
         use_cpu=not gpu,
         ddp_backend=_resolve_backend(infra.distributed_backend, gpu) if "RANK" in os.environ else None,
         ddp_timeout=infra.distributed_timeout_s,
-        ddp_find_unused_parameters=infra.ddp_find_unused_parameters,
-        deepspeed=str(_find_deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
+        ddp_find_unused_parameters=False,  # the objective puts every parameter that trains into the graph
+        deepspeed=str(find_deepspeed_file(infra.deepspeed_config)) if infra.deepspeed_enabled else None,
     )
 
 
@@ -92,63 +90,26 @@ def _check_precision(config: DirectConfig) -> None:
     """Refuse weights that a small step cannot change.
 
     bfloat16 keeps 8 bits: it rounds away an update below 0.4 % of a weight, and a usual learning rate makes such
-    updates. DeepSpeed keeps a float32 copy of the weights for its optimizer; plain training does not.
+    updates. DeepSpeed keeps a float32 copy of the weights for its optimizer; plain training does not. Low-rank adapters
+    and the head beside them are float32, whatever the dtype of the frozen weights.
     """
-    if config.model.torch_dtype != "float32" and not config.infrastructure.deepspeed_enabled:
+    is_kept_in_float32 = config.infrastructure.deepspeed_enabled or config.training.lora_rank > 0
+    if config.model.torch_dtype != "float32" and not is_kept_in_float32:
         raise ConfigError(
-            f"{config.source}: torch_dtype {config.model.torch_dtype} without DeepSpeed would round most updates "
-            "away; set torch_dtype to float32 (bf16: true still computes in bfloat16) or enable DeepSpeed"
+            f"{config.source}: torch_dtype {config.model.torch_dtype} without DeepSpeed would round most updates away; "
+            "set torch_dtype to float32 (bf16: true still computes in bfloat16), enable DeepSpeed, or train adapters "
+            "(lora_rank above 0)"
         )
 
 
-def _check_deepspeed(config: DirectConfig) -> None:
-    """Refuse what DeepSpeed would do instead of what the run config says, and what would leave ranks waiting."""
-    path = _find_deepspeed_file(config.infrastructure.deepspeed_config)
-    settings = _read_deepspeed_file(path)
-    # DeepSpeed's own optimizer and schedule know one learning rate, and would ignore those of the five groups.
-    if sections := [name for name in ("optimizer", "scheduler") if name in settings]:
+def _check_optimizer(config: DirectConfig) -> None:
+    """Refuse an optimizer whose package is missing now; transformers looks for it once the model is loaded."""
+    name = config.training.optim
+    if package := missing_optimizer_package(name):
         raise ConfigError(
-            f"{path}: {' and '.join(sections)} would replace the learning rates of the run config; remove the section"
+            f"{config.source}: optim {name} needs the Python package {package}, which is not installed in "
+            f"{sys.executable}; install it, or set optim to adamw_torch"
         )
-    if zero_stage(config.infrastructure) != 3:
-        return
-    if config.model.logits_chunk_size:
-        # All ranks gather a layer's weights together, so all must call each layer equally often.
-        raise ConfigError(
-            f"{config.source}: logits_chunk_size {config.model.logits_chunk_size} with ZeRO-3: ranks with longer "
-            "answers would call the language head more often than others; set it to 0 or use ZeRO-2"
-        )
-    if settings["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save") is not True:
-        raise ConfigError(
-            f"{path}: without stage3_gather_16bit_weights_on_model_save: true a checkpoint would hold no weights that "
-            "others can load; add it to zero_optimization"
-        )
-
-
-def zero_stage(infra: InfrastructureConfig) -> int:
-    """Read the stage of ZeRO, 0 to 3, from the DeepSpeed file.
-
-    Raises:
-        ConfigError: the file is missing, or names no stage.
-    """
-    path = _find_deepspeed_file(infra.deepspeed_config)
-    section = _read_deepspeed_file(path).get("zero_optimization", {})
-    stage = section.get("stage", 0) if isinstance(section, dict) else None
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization must name a stage, 0 to 3; copy one of configs/deepspeed")
-    return stage
-
-
-def _read_deepspeed_file(path: Path) -> dict[str, Any]:
-    return read_json(path, ConfigError, "correct it, or copy one of configs/deepspeed")
-
-
-def _find_deepspeed_file(name: str) -> Path:
-    """Look a path up as it is, then relative to the checkout, whatever folder the run was started in."""
-    for path in (Path(name), CONFIG_DIR.parent / name):
-        if path.is_file():
-            return path.absolute()
-    raise ConfigError(f"deepspeed_config {name}: no such file; see configs/deepspeed")
 
 
 def _name_single_rank() -> None:

@@ -22,6 +22,7 @@ from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import BBUDataset, load_dataset
 from bbu.errors import PREEMPTED_EXIT_CODE, BBUError, CheckpointError, ConfigError, error_lines
 from bbu.logs import rank_of
+from bbu.models.adapters import AdapterSpec
 from bbu.models.attention import check_packing_is_safe
 from bbu.models.model_files import make_readable, save_image_processor, save_tokenizer
 from bbu.models.qwen import BBUModel, check_folder, load_image_processor, load_model, load_tokenizer, pad_token_id
@@ -33,11 +34,14 @@ from bbu.run.files import write_atomic
 from bbu.run.folder import RUN_CONFIG, RunFolder, checkpoint_step
 from bbu.run.lease import Owner, held_lease
 from bbu.training.arguments import training_arguments
+from bbu.training.memory import announce_memory
 from bbu.training.metrics import ProgressCallback, StatusCallback, TensorBoardCallback
+from bbu.training.objective import PlannedCollator
 from bbu.training.position import read_position
 from bbu.training.preemption import StopFlag, stop_agreed
 from bbu.training.resume import Change, review_changes, summarise_changes
-from bbu.training.trainer import BBUTrainer, Publication
+from bbu.training.saving import Publication, signal_notice
+from bbu.training.trainer import BBUTrainer
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -79,6 +83,7 @@ class TrainingCoordinator:
             if checkpoint:
                 _check_world_size(checkpoint, config.infrastructure, arguments.world_size)
             folder = checkpoint.path if checkpoint else Path(config.model.model_path)
+            announce_memory(config, folder, arguments.world_size, _card_bytes(arguments.device))
             trainer = self._build(folder, arguments, check_lease, status)
             return self._train(trainer, status, checkpoint, changes)
 
@@ -127,7 +132,7 @@ class TrainingCoordinator:
         tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
         train, validation = self._load_datasets(tokenizer, processor)
         set_seed(config.training.seed)  # it decides the initial weights of a new detection head
-        model = load_model(folder, config.model, config.detection)
+        model = load_model(folder, config.model, config.detection, AdapterSpec.from_config(config.training))
         _check_attention(model, config)
         trainer = BBUTrainer(
             publication=Publication(
@@ -136,13 +141,17 @@ class TrainingCoordinator:
                 image_digest=provenance.image_digest(self._environ),
                 add_model_files=self._model_files_writer(tokenizer, processor, arguments.world_size),
                 check_lease=check_lease,
+                report_published=status.write_checkpoint,
+                notice_seconds=signal_notice(self._environ),
             ),
             stop=self._stop,
             model=model,
             args=arguments,
             train_dataset=train,
             eval_dataset=validation,
-            data_collator=_make_collator(config.data, pad_token_id(tokenizer, folder)),
+            data_collator=PlannedCollator(
+                _make_collator(config.data, pad_token_id(tokenizer, folder)), model.config.vision_config
+            ),
             callbacks=self._callbacks(status),
         )
         _log_size(train, model)
@@ -164,7 +173,7 @@ class TrainingCoordinator:
         config = self._config
         load = partial(
             load_dataset, config.data, tokenizer, processor,
-            seed=config.training.data_seed, max_length=config.model.model_max_length,
+            seed=config.training.data_seed, max_length=config.model.model_max_length, on_rank_0=_broadcast_from_rank_0,
         )  # fmt: skip
         train = load(split="train")
         validation = load(split="eval") if config.training.eval_strategy != "no" else None
@@ -196,11 +205,15 @@ class TrainingCoordinator:
             _report_start(self._config, checkpoint, changes)
             if continued:
                 logger.warning("%s", continued)
-        if checkpoint:
-            trainer.resume_from(checkpoint.path, step)
-        else:
-            trainer.train()
-        return self._finish(trainer, status)
+        try:
+            if checkpoint:
+                trainer.resume_from(checkpoint.path, step)
+            else:
+                trainer.train()
+            return self._finish(trainer, status)
+        except BaseException:
+            trainer.saver.await_publication_after_failure()
+            raise
 
     def _continue_epoch(self, trainer: BBUTrainer, checkpoint: Checkpoint, changes: list[Change]) -> str | None:
         """Continue the epoch of a checkpoint; returns what a person needs to know about its samples, if anything."""
@@ -229,13 +242,12 @@ class TrainingCoordinator:
     def _finish(self, trainer: BBUTrainer, status: StatusCallback) -> int:
         """Record how the training ended and return the exit code."""
         state = trainer.state
-        if state.global_step < state.max_steps:  # _StopCallback has ended it, and saved this step
-            status.write(state, "stopped")
-            return PREEMPTED_EXIT_CODE
-        if self._config.training.save_final:
-            trainer.publish()
-        status.write(state, "completed")
-        return 0
+        is_stopped = state.global_step < state.max_steps  # _StopCallback has ended it, and saved this step
+        if not is_stopped and self._config.training.save_final:
+            trainer.save_step()
+        trainer.saver.await_publication()
+        status.write(state, "stopped" if is_stopped else "completed")
+        return PREEMPTED_EXIT_CODE if is_stopped else 0
 
 
 def _make_collator(data: DataConfig, pad_id: int) -> StandardDataCollator | PackedDataCollator:
@@ -256,8 +268,9 @@ def _check_head_fits(dataset: BBUDataset, detection: DetectionConfig) -> None:
         raise ConfigError(
             f"{name}: {most} objects but detection_num_queries is {detection.detection_num_queries}; raise it"
         )
-    descriptions = {item.desc for _, view in dataset.students() for item in view.objects}
-    longest, text = max(((dataset.caption_length(text), text) for text in descriptions), default=(0, ""))
+    descriptions = sorted({item.desc for _, view in dataset.students() for item in view.objects})
+    lengths = dataset.caption_lengths(descriptions)
+    longest, text = max(zip(lengths, descriptions, strict=True), default=(0, ""))
     if longest > detection.detection_caption_max_length:
         raise ConfigError(
             f"the description {text!r} has {longest} tokens but detection_caption_max_length is "
@@ -306,6 +319,10 @@ def _select_deepspeed_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def _card_bytes(device: torch.device) -> int | None:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def _broadcast_from_rank_0(compute: Callable[[], T]) -> T:
     """Call a function on rank 0 and return its result on every rank; its BBUError is raised on every rank too."""
     if not dist.is_initialized():
@@ -333,11 +350,10 @@ def _config_text(config: DirectConfig) -> str:
 
 
 def _record_start(run: RunFolder, config: DirectConfig, environ: Mapping[str, str]) -> None:
-    """Record this start in provenance.json, with the hashes of its data files unless `hash_data` is off."""
+    """Record this start in provenance.json, with the hashes of its data files."""
     root, data = Path(config.data.data_root), config.data
     paths = [root / data.train_file, root / data.val_file, root / data.teacher_file]
-    data_files = [path for path in paths if path.is_file()] if config.infrastructure.hash_data else []
-    provenance.record_start(run, environ, data_files)
+    provenance.record_start(run, environ, [path for path in paths if path.is_file()])
 
 
 def _add_model_files(

@@ -73,7 +73,7 @@ class LossManager:
         return self.weights[base] * share * (self._aux_weight if base != name else 1.0)
 
     def objective(
-        self, losses: Mapping[str, LossSum], normalisers: Mapping[str, float], *, world_size: int = 1
+        self, losses: Mapping[str, LossSum], normalisers: Mapping[str, torch.Tensor], *, world_size: int = 1
     ) -> torch.Tensor:
         """Compute the scalar to differentiate for one micro-batch.
 
@@ -117,18 +117,20 @@ def language_losses(sums: LanguageSums) -> dict[str, LossSum]:
     }
 
 
-def global_counts(counts: Mapping[str, float], device: torch.device | str = "cpu") -> dict[str, float]:
+def global_counts(counts: Mapping[str, float], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """Sum the counts of one optimizer step over ranks; each is at least 1. Collective.
+
+    The sums stay on the device: reading them would make the host wait for the step before.
 
     Args:
         counts: what this rank's micro-batches of the step hold together; every rank has the same keys.
         device: where the collective runs.
     """
     names = sorted(counts)
-    totals = torch.tensor([counts[name] for name in names], dtype=torch.float64, device=device)
+    totals = torch.tensor([counts[name] for name in names], dtype=torch.float64).to(device, non_blocking=True)
     if dist.is_initialized():
         dist.all_reduce(totals)
-    return dict(zip(names, totals.clamp(min=1.0).tolist(), strict=True))
+    return dict(zip(names, totals.clamp(min=1.0).float().unbind(), strict=True))
 
 
 def _loss_weights(training: TrainingConfig, detection: DetectionConfig) -> dict[str, float]:

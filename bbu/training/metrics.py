@@ -161,7 +161,7 @@ class ProgressCallback(TrainerCallback):
 
 
 class StatusCallback(TrainerCallback):
-    """Writes status.json, the heartbeat: at most every `status_interval_s` seconds, at each save, and at the end."""
+    """Writes status.json, the heartbeat: every `status_interval_s` seconds, at each checkpoint, and at the end."""
 
     def __init__(self, run: RunFolder, infrastructure: InfrastructureConfig, job: Mapping[str, str]) -> None:
         self._run, self._interval, self._job = run, infrastructure.status_interval_s, dict(job)
@@ -185,9 +185,11 @@ class StatusCallback(TrainerCallback):
     ) -> None:
         self._logs |= {k: logs[k] for k in ("loss", "samples_per_second", "tokens_per_second") if k in logs}
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._checkpoint = state.global_step
-        self.write(state, "training")
+    def write_checkpoint(self, step: int) -> None:
+        """Write that the checkpoint of a step is published."""
+        self._checkpoint = step
+        if self._state is not None:
+            self.write(self._state, "training")
 
     def write_failure(self, reason: str) -> None:
         """Write that the training or, before its first step, its start has failed. Rank 0 calls it."""

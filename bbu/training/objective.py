@@ -6,7 +6,7 @@ captions and the language head too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from bbu.config.domains import DetectionConfig
 from bbu.losses.criterion import SetCriterion, caption_sums, denoising_sums
-from bbu.losses.language import find_supervision, language_sums
+from bbu.losses.language import Supervision, find_supervision, language_sums
 from bbu.losses.matcher import HungarianMatcher
 from bbu.models.denoising import Denoising, draw_denoising_queries
 from bbu.models.detection_head import DetectionOutput
+from bbu.models.layout import plan_layout
 from bbu.models.qwen import MODEL_INPUTS, BBUModel, DetectionQuery
 from bbu.schema import IGNORE_INDEX, ROLE_CODES
 from bbu.training.loss_manager import LossSum, language_losses
@@ -30,7 +31,8 @@ class Objective:
 
     Args:
         detection: settings of the head, its matcher and its losses.
-        logits_chunk_size: supervised positions whose logits are computed at once; 0 computes all at once.
+        logits_chunk_size: positions of answers, or of captions, whose logits are computed at once; 0 computes all at
+            once.
     """
 
     def __init__(self, detection: DetectionConfig, logits_chunk_size: int) -> None:
@@ -38,8 +40,11 @@ class Objective:
         self._matcher, self._criterion = HungarianMatcher(detection), SetCriterion(detection)
 
     def losses(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, LossSum]:
-        """Run the model, wrapped or not, on a batch of either collator."""
-        supervision = find_supervision(batch["labels"], batch["answer_roles"] == ROLE_CODES["teacher"])
+        """Run the model, wrapped or not, on a batch of either collator.
+
+        With a batch of a PlannedCollator the host waits for the device once, to match.
+        """
+        supervision = batch.get("supervision") or _plan_supervision(batch)
         readers: dict[str, Any] = {
             "read_states": partial(language_sums, supervision=supervision, chunk_size=self._chunk_size)
         }
@@ -47,7 +52,7 @@ class Objective:
             query = self._head_query(batch, denoise=model.training)
             readers |= {"detection": query, "read_detection": partial(self._head_losses, batch=batch, query=query)}
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        language, head = model(**inputs, use_cache=False, **readers)
+        language, head = model(**inputs, layout=batch.get("layout"), **readers)
         return language_losses(language) | (head or {})
 
     def counts(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -91,8 +96,8 @@ class Objective:
         """
         assert model.detection_head is not None
         tokens = captions.clamp(min=0)  # positions after the end are not read, but must hold a token id
-        logits = model.detection_head.captions(states, tokens, model.get_input_embeddings(), model.lm_head)
-        return LossSum(*caption_sums(logits, captions))
+        states = model.detection_head.captions(states, tokens, model.get_input_embeddings())
+        return LossSum(*caption_sums(states, model.lm_head, captions, chunk_size=self._chunk_size))
 
     def _denoising_losses(
         self, output: DetectionOutput, denoising: Denoising, boxes: torch.Tensor
@@ -103,8 +108,30 @@ class Objective:
             output.denoised_boxes, output.denoised_logits, denoising.targets, denoising.positive, denoising.valid,
             alpha=self._config.detection_focal_alpha, gamma=self._config.detection_focal_gamma,
         )  # fmt: skip
-        groups = int(denoising.group.max()) + 1
-        return {name: LossSum(total / groups, boxes) for name, total in sums.items()}
+        return {name: LossSum(total / denoising.groups, boxes) for name, total in sums.items()}
+
+
+class PlannedCollator:
+    """Collates, and computes in the loader's worker what the host would otherwise wait for the device for.
+
+    Args:
+        collate: one of the two collators.
+        vision_config: the model's.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[Any]], Mapping[str, Any]], vision_config: Any) -> None:
+        self._collate, self._vision_config = collate, vision_config
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        batch = self._collate(samples)
+        return {
+            **batch, "layout": plan_layout(batch, self._vision_config), "supervision": _plan_supervision(batch),
+        }  # fmt: skip
+
+
+def _plan_supervision(batch: Mapping[str, Any]) -> Supervision:
+    """Find the supervised tokens of a batch."""
+    return find_supervision(batch["labels"], batch["answer_roles"] == ROLE_CODES["teacher"])
 
 
 def _with_all_parameters(loss: LossSum, model: BBUModel) -> LossSum:

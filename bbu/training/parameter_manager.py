@@ -13,6 +13,7 @@ from torch import nn
 
 from bbu.config.domains import TrainingConfig
 from bbu.errors import ConfigError, ModelError
+from bbu.models.adapters import has_adapters, is_adapter_name
 
 _LEARNING_RATES: dict[str, Callable[[TrainingConfig], float]] = {
     "vision": lambda config: config.vision_lr,
@@ -38,6 +39,8 @@ class ManagedParameter:
     """One of GROUPS."""
     decays: bool
     """Whether weight decay applies to it."""
+    is_base: bool = False
+    """Whether it is a weight of the base model under low-rank adapters, and so never trains."""
 
 
 class ParameterManager:
@@ -50,16 +53,19 @@ class ParameterManager:
     def __init__(self, model: nn.Module, config: TrainingConfig, *, world_size: int = 1) -> None:
         self.learning_rates = _group_learning_rates(config, world_size)
         self.parameters = _sort_parameters(model)
+        """All parameters of the model, each once."""
         self._weight_decay = config.weight_decay
 
     def freeze(self) -> None:
-        """Let exactly the groups with a rate above zero require gradients. Call it before DDP wraps the model.
+        """Let exactly what trains require gradients. Call it before DDP wraps the model.
+
+        A group trains if its rate is above zero: with adapters the group's adapters, else its weights.
 
         Raises:
             ConfigError: every rate is zero.
         """
         for entry in self.parameters:
-            entry.parameter.requires_grad_(self.learning_rates[entry.group] > 0)
+            entry.parameter.requires_grad_(not entry.is_base and self.learning_rates[entry.group] > 0)
         if not any(entry.parameter.requires_grad for entry in self.parameters):
             raise ConfigError("every learning rate is 0, nothing would train; give a group a rate above 0")
 
@@ -83,7 +89,7 @@ class ParameterManager:
         ]
 
     def weight_norms(self, gather: Callable[[list[nn.Parameter]], AbstractContextManager[Any]]) -> dict[str, float]:
-        """Compute `wn/<group>`, the L2 norm of the group's weights, for each group that has any.
+        """Compute `wn/<group>`, the L2 norm of the group's weights, or of its adapters, for each group that has any.
 
         Args:
             gather: makes parameters that ZeRO-3 has partitioned whole for a `with` block. It is given one parameter
@@ -91,6 +97,8 @@ class ParameterManager:
         """
         squares: dict[str, list[torch.Tensor]] = defaultdict(list)
         for entry in self.parameters:
+            if entry.is_base:  # it never changes, and its norm would hide the adapters'
+                continue
             with gather([entry.parameter]):
                 squares[entry.group].append(entry.parameter.detach().float().square().sum())
         return {f"wn/{group}": float(torch.stack(sums).sum().sqrt()) for group, sums in squares.items()}
@@ -140,12 +148,14 @@ def _sort_parameters(model: nn.Module) -> tuple[ManagedParameter, ...]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[parameter].append(name)
     decay_free = set(_decay_free_names(model))
+    bases = ("vision", "merger", "llm") if has_adapters(model) else ()
     return tuple(
         ManagedParameter(
             name=aliases[0],
             parameter=parameter,
-            group=min(map(_group_of_parameter, aliases), key=GROUPS.index),
+            group=(group := min(map(_group_of_parameter, aliases), key=GROUPS.index)),
             decays=decay_free.isdisjoint(aliases),
+            is_base=group in bases and not is_adapter_name(aliases[0]),
         )
         for parameter, aliases in names.items()
     )

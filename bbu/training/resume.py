@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bbu.config.deepspeed import zero_stage
 from bbu.config.flat import DirectConfig
 from bbu.config.read import load_recorded_config
 from bbu.errors import CheckpointError, ConfigError
 from bbu.run.checkpoints import Checkpoint
 from bbu.run.folder import HEAD_FOLDER, RUN_CONFIG
-from bbu.training.arguments import zero_stage
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Effect:
     refused: the run does not start. none: training does not read the key."""
     text: str = ""
     """Completes the line `key: old -> new: …`."""
-    way: Literal["new run", "start over", ""] = ""
+    way: Literal["new run", "start over", "merge", ""] = ""
     """What a person can do instead of a refused change."""
 
 
@@ -43,20 +43,21 @@ _ELSEWHERE = Effect("warned", "not read: the weights come from the checkpoint; a
 _RANDOM = Effect("warned", "not read: the random state comes from the checkpoint")
 _NEW_HEAD = Effect("refused", "the head keeps the form that it began with", "start over")
 _NEW_RUN = Effect("refused", "the optimizer's state would not fit", "new run")
+_NEW_ADAPTERS = Effect("refused", "adapters keep the form that they began with", "merge")
 _NONE = Effect("none")
 
 _TABLE: tuple[tuple[Effect, str], ...] = (
     (_APPLIED, "vision_lr merger_lr llm_lr detection_lr adapter_lr weight_decay adam_beta1 adam_beta2 adam_epsilon"),
     (_APPLIED, "max_grad_norm auto_scale_lr lr_reference_batch_size bf16 fp16 teacher_loss_weight student_loss_weight"),
-    (_APPLIED, "nan_policy nan_max_skips deepspeed_config tf32 gradient_checkpointing logits_chunk_size torch_compile"),
+    (_APPLIED, "nan_policy nan_max_skips deepspeed_config tf32 gradient_checkpointing logits_chunk_size"),
     (_APPLIED, "attn_implementation vision_attn_implementation detection_detach_memory detection_freeze_epochs"),
     (_APPLIED, "detection_bbox_weight detection_giou_weight detection_objectness_weight detection_caption_weight"),
     (_APPLIED, "detection_aux_weight detection_loss_weight detection_cost_bbox detection_cost_giou"),
     (_APPLIED, "detection_cost_objectness detection_focal_alpha detection_focal_gamma detection_denoising_queries"),
-    (_APPLIED, "detection_denoising_noise"),
+    (_APPLIED, "detection_denoising_noise lora_dropout"),
     (_SCHEDULE, "num_train_epochs max_steps lr_scheduler_type warmup_ratio warmup_steps"),
     (_SAVING, "save_strategy save_steps save_total_limit save_final eval_strategy eval_steps logging_steps"),
-    (_SAVING, "logging_first_step log_weight_norms log_grad_norms tensorboard"),
+    (_SAVING, "log_weight_norms log_grad_norms tensorboard"),
     (_VALIDATION, "val_file max_eval_examples eval_teacher_ratio eval_prompt"),
     (
         _ORDER,
@@ -77,10 +78,11 @@ _TABLE: tuple[tuple[Effect, str], ...] = (
     (_NEW_HEAD, "detection_adapter_dim detection_use_language_memory detection_caption_layers detection_dropout"),
     (_NEW_HEAD, "detection_caption_max_length detection_caption_dropout detection_prior_prob"),
     (_NEW_RUN, "detection_enabled optim torch_dtype deepspeed_enabled"),
+    (_NEW_ADAPTERS, "lora_rank lora_alpha"),
     # What is computed stays the same: how batches are loaded, padded and checked, how ranks talk.
     (_NONE, "per_device_eval_batch_size pad_to_multiple_of dataloader_num_workers dataloader_prefetch_factor"),
     (_NONE, "dataloader_pin_memory dataloader_persistent_workers distributed_backend distributed_timeout_s"),
-    (_NONE, "ddp_find_unused_parameters cpu_threads shape_checks"),
+    (_NONE, "cpu_threads shape_checks"),
     # Conversion reads these; what it writes is compared with what the checkpoint has seen.
     (_NONE, "vendor_dir image_folder jpeg_quality exif_frame response_types token_map_file label_hierarchy_file"),
     (_NONE, "unknown_label_policy site_pattern val_ratio split_seed teacher_pool_size max_reject_share"),
@@ -91,7 +93,7 @@ _TABLE: tuple[tuple[Effect, str], ...] = (
     (_NONE, "eval_claim_timeout_s"),
     # Where the run lies and what it reports.
     (_NONE, "run_name output_root resume log_level log_verbose progress status_interval_s lease_timeout_s"),
-    (_NONE, "max_requeues hash_data"),
+    (_NONE, "max_requeues memory_policy"),
 )
 EFFECTS: dict[str, Effect] = {key: effect for effect, keys in _TABLE for key in keys.split()}
 """Key -> the effect of a change, unless the values say more (`_SPECIAL_CASES`) or the key is not in use."""
@@ -119,6 +121,7 @@ _IN_USE: tuple[tuple[Callable[[DirectConfig], bool], tuple[str, ...]], ...] = (
     (lambda config: config.teacher_ratio > 0, ("teacher_file", "num_teacher_samples")),
     (lambda config: config.detection_enabled, (*_HEAD_KEYS, "adapter_lr")),
     (lambda config: config.deepspeed_enabled, ("deepspeed_config",)),
+    (lambda config: config.lora_rank > 0, ("lora_alpha", "lora_dropout")),
 )
 """Keys that matter only where a condition on the config holds."""
 
@@ -200,6 +203,10 @@ def _effect(key: str, before: DirectConfig, after: DirectConfig) -> Effect:
     return (special(before, after) if special else None) or EFFECTS[key]
 
 
+_ADAPTED_RATES = ("vision_lr", "merger_lr", "llm_lr")
+"""The rates of the groups that low-rank adapters are for."""
+
+
 def _rate_effect(key: str) -> Callable[[DirectConfig, DirectConfig], Effect | None]:
     """Refuse a rate that comes from or goes to 0: the optimizer would have other parameters."""
 
@@ -207,13 +214,27 @@ def _rate_effect(key: str) -> Callable[[DirectConfig, DirectConfig], Effect | No
         if (getattr(before, key) > 0) == (getattr(after, key) > 0):
             return None
         verb = "unfreezes" if getattr(after, key) > 0 else "freezes"
-        return Effect("refused", f"this {verb} parameters, and the optimizer's state would not fit", "new run")
+        way = "merge" if before.lora_rank and key in _ADAPTED_RATES else "new run"
+        return Effect("refused", f"this {verb} parameters, and the optimizer's state would not fit", way)
 
     return effect
 
 
 def _optimizer_effect(before: DirectConfig, after: DirectConfig) -> Effect | None:
     return _APPLIED if {before.optim, after.optim} <= _SAME_STATE else None
+
+
+def _rank_effect(before: DirectConfig, after: DirectConfig) -> Effect | None:
+    return None if before.lora_rank else _NEW_RUN
+
+
+def _base_effect(before: DirectConfig, after: DirectConfig) -> Effect | None:
+    """Adapters need their base model, which may have moved."""
+    if not before.lora_rank:
+        return None
+    return Effect(
+        "warned", "read only where the base model is no longer where the checkpoint says, and must be the same"
+    )
 
 
 def _precision_effect(before: DirectConfig, after: DirectConfig) -> Effect | None:
@@ -227,6 +248,8 @@ _SPECIAL_CASES: Mapping[str, Callable[[DirectConfig, DirectConfig], Effect | Non
     "llm_lr": _rate_effect("llm_lr"),
     "detection_lr": _rate_effect("detection_lr"),
     "adapter_lr": _rate_effect("adapter_lr"),
+    "lora_rank": _rank_effect,
+    "model_path": _base_effect,
     "optim": _optimizer_effect,
     "bf16": _precision_effect,
     "fp16": _precision_effect,
@@ -235,7 +258,10 @@ _SPECIAL_CASES: Mapping[str, Callable[[DirectConfig, DirectConfig], Effect | Non
 
 def _way(effect: Effect, checkpoint: Path) -> str:
     """What to do instead of a change that is refused."""
-    model = checkpoint if effect.way == "new run" else f"a copy of {checkpoint} without its {HEAD_FOLDER} folder"
+    model = {
+        "merge": f"OUT after `python -m bbu.export --checkpoint {checkpoint} --merge OUT`",
+        "start over": f"a copy of {checkpoint} without its {HEAD_FOLDER} folder",
+    }.get(effect.way, str(checkpoint))
     return f"change it back, or begin a new run (another run_name) with model_path {model}"
 
 

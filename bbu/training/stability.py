@@ -34,13 +34,15 @@ class GradientGuard:
 
     Args:
         config: nan_policy and nan_max_skips.
-        sharded: whether each rank holds a part of the gradients (ZeRO), so that squares are summed over ranks.
+        reduce_on: where each rank holds a part of the gradients (ZeRO), the device on which squares are summed over
+            ranks. The gradients may lie elsewhere: those of an offloaded optimizer lie in the host's memory, which
+            NCCL cannot reach.
         step: returns the number of optimizer steps done so far.
     """
 
-    def __init__(self, config: TrainingConfig, *, sharded: bool, step: Callable[[], int]) -> None:
+    def __init__(self, config: TrainingConfig, *, reduce_on: torch.device | None, step: Callable[[], int]) -> None:
         self._policy, self._max_skips = config.nan_policy, config.nan_max_skips
-        self._sharded, self._step = sharded, step
+        self._reduce_on, self._step = reduce_on, step
         self._squares: dict[str, torch.Tensor] = {}
         self.rates: dict[str, float] = {}
         """`lr/<group>` of the last step. After it the schedule has already set those of the next one."""
@@ -77,8 +79,8 @@ class GradientGuard:
         names = sorted(grads)
         device = next((p.device for group in param_groups for p in group["params"]), None)
         squares = [_sum_of_squares(grads[name], device) for name in names]
-        if self._sharded and squares:
-            total = torch.stack(squares)
+        if self._reduce_on is not None and squares:
+            total = torch.stack(squares).to(self._reduce_on)
             dist.all_reduce(total)
             squares = list(total)
         return dict(zip(names, squares, strict=True))
@@ -114,8 +116,10 @@ def find_non_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> str |
 def _saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name, getattr(tensor, "ds_tensor", tensor)  # ZeRO-3 keeps this rank's part there
+    of_model = {id(parameter) for parameter in model.parameters()}
     for parameter, state in optimizer.state.items():
-        yield "the optimizer's copy of the weights", parameter
+        if id(parameter) not in of_model:  # ZeRO's float32 copy
+            yield "the optimizer's copy of the weights", parameter
         yield from (
             (f"the optimizer's {key}", value) for key, value in state.items() if isinstance(value, torch.Tensor)
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import AutocastKwargs, send_to_device
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -23,10 +25,8 @@ from bbu.data.dataset import BBUDataset
 from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
 from bbu.errors import CheckpointError, NonFiniteError
-from bbu.evaluation.pending import unscored_steps
+from bbu.models.adapters import has_adapters
 from bbu.models.qwen import gathered_parameters, without_transformers_warnings
-from bbu.run.checkpoints import Ranks, config_hash, publishing, rotate
-from bbu.run.folder import RunFolder
 from bbu.training.flops import measure_work, peak_flops, training_flops
 from bbu.training.loss_manager import LossManager, global_counts
 from bbu.training.metrics import Throughput
@@ -34,27 +34,12 @@ from bbu.training.objective import Objective
 from bbu.training.parameter_manager import HEAD_GROUPS, ParameterManager
 from bbu.training.position import DataPosition, is_same_cut, measure_position, seen_indices, write_position
 from bbu.training.preemption import StopFlag, obey_parent_only, stop_agreed
+from bbu.training.saving import CheckpointSaver, Publication
 from bbu.training.stability import GradientGuard, find_non_finite
 
 logger = logging.getLogger(__name__)
 _OPTIONS = ("lr", "initial_lr", "weight_decay", "betas", "eps", "fused", "foreach")
 """Entries of an optimizer's group that the run config decides; others may be state."""
-
-
-@dataclass(frozen=True)
-class Publication:
-    """Where checkpoints go, and what is done before and while they are published."""
-
-    run: RunFolder
-    """The run folder that receives them."""
-    config: DirectConfig
-    """The run config; its hash goes into each manifest."""
-    image_digest: str | None
-    """SHA-256 of the container image, None outside of one."""
-    add_model_files: Callable[[Path], None]
-    """Writes what a model folder needs beside its weights into the given folder; called on rank 0."""
-    check_lease: Callable[[], None]
-    """Raises CheckpointError if another trainer has taken over the run folder."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +82,20 @@ class BBUTrainer(Trainer):
         self.throughput = Throughput(flops, args.device, peak_flops(args.device))
         self.publication = publication
         self.guard = GradientGuard(
-            config.training, sharded=self.is_deepspeed_enabled, step=lambda: self.state.global_step
+            config.training,
+            reduce_on=args.device if self.is_deepspeed_enabled else None,
+            step=lambda: self.state.global_step,
         )
-        self._published_step: int | None = None
+        self.saver = CheckpointSaver(
+            publication, args.process_index, args.world_size, self.accelerator.wait_for_everyone
+        )
         self._continued: _ContinuedEpoch | None = None
         self._staging: Path | None = None
         for callback in (PrinterCallback, StockProgress):
             self.remove_callback(callback)
         self.add_callback(_FreezeCallback(self.losses, config.detection.detection_freeze_epochs))
         self.add_callback(_StopCallback(stop))
+        self.add_callback(_SavingCallback(self.saver))
 
     @property
     def _config(self) -> DirectConfig:
@@ -216,11 +206,24 @@ class BBUTrainer(Trainer):
         }
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move a batch to the device, boxes without DeepSpeed's dtype: bfloat16 would shift them by up to 1/256."""
-        moved = super()._prepare_inputs({k: v for k, v in inputs.items() if k != "boxes"})
-        return {**moved, "boxes": [boxes.to(self.args.device) for boxes in inputs["boxes"]]}
+        """Move a batch to the device; pinned memory is copied without waiting.
+
+        Without DeepSpeed's dtype: the model casts the pixels itself, and bfloat16 would shift boxes by up to 1/256.
+        """
+        moved: Any = send_to_device(inputs, self.args.device, non_blocking=True)
+        return moved
 
     # --- optimisation ---
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Add what saves memory under DDP and autocast to Trainer's arguments of accelerate."""
+        arguments = super()._build_accelerator_args(**kwargs)
+        (ddp,) = arguments["kwargs_handlers"]
+        ddp.gradient_as_bucket_view = True  # else DDP holds each gradient twice: 15 GB of the 3B model in float32
+        # Autocast would keep its bfloat16 copy of each weight until the forward pass ends, 7 GB; a weight is used once
+        # in a forward pass, so nothing is computed twice.
+        arguments["kwargs_handlers"].append(AutocastKwargs(cache_enabled=False))
+        return arguments
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -241,7 +244,7 @@ class BBUTrainer(Trainer):
         model: nn.Module,
         inputs: Mapping[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Mapping[str, float] | None = None,
+        num_items_in_batch: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         assert num_items_in_batch is not None and not return_outputs
         losses = self.objective.losses(model, inputs)
@@ -310,52 +313,52 @@ class BBUTrainer(Trainer):
         """Return the number of optimizer steps of the whole run."""
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
-    @property
-    def ranks(self) -> Ranks:
-        """This rank among all, with their barrier."""
-        return Ranks(self.args.process_index, self.args.world_size, self.accelerator.wait_for_everyone)
-
     def resume_from(self, checkpoint: Path, step: int) -> None:
         """Train from a verified checkpoint of the given step to the end."""
-        self._published_step = step
+        self.saver.saved_step = step
         self.train(resume_from_checkpoint=str(checkpoint))
 
-    def publish(self) -> None:
-        """Publish the current step unless it is published already. Collective."""
-        if self.state.global_step != self._published_step:
-            self._save_checkpoint(self.model_wrapped, None)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+    def save_step(self) -> None:
+        """Save the current step unless it is saved already. Collective."""
+        self._save_checkpoint(self.model_wrapped, None)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        step, publication = self.state.global_step, self.publication
-        if step == self._published_step:  # resumed here, or saved by step and by epoch alike
-            return
-        publication.check_lease()
-        self._refuse_non_finite_weights()
-        with publishing(
-            publication.run,
-            step,
-            self.ranks,
-            config_hash=config_hash(publication.config.as_flat()),
-            image_digest=publication.image_digest,
-        ) as staged:
-            self._staging = staged.parent
-            super()._save_checkpoint(model, trial)
-            if self.ranks.rank == 0:
-                publication.add_model_files(staged)
-                write_position(staged, self._position())
-        self._published_step = step
-        if self.ranks.rank == 0:
-            self._rotate()
-        logger.info("checkpoint of step %d published", step)
+        step = self.state.global_step
+        if step != self.saver.saved_step:  # else resumed here, or saved by step and by epoch alike
+            self.saver.save_step(step, self._refuse_non_finite_weights, partial(self._write_checkpoint, model, trial))
 
-    def _rotate(self) -> None:
-        """Delete old checkpoints. Whatever is wrong with one of them, it does not end the training."""
-        run = self.publication.run
+    def _write_checkpoint(self, model: nn.Module, trial: Any, staged: Path) -> None:
+        """Write this rank's files into a folder that is named `checkpoint-{step}`."""
+        self._staging = staged.parent
+        super()._save_checkpoint(model, trial)
+        self._staging = None
+        if self.args.process_index == 0:
+            self.publication.add_model_files(staged)
+            write_position(staged, self._position())
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save adapters straight from the model: for them DeepSpeed would copy the whole base model first."""
+        if has_adapters(self.model):
+            self._save(output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Leave frozen weights out of DeepSpeed's states, as transformers does for a model of the class PeftModel."""
+        with self._without_frozen_weights():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    @contextmanager
+    def _without_frozen_weights(self) -> Iterator[None]:
+        engine: Any = self.model_wrapped
+        if not (self.is_deepspeed_enabled and has_adapters(self.model)):
+            yield
+            return
+        engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
         try:
-            rotate(run, self._config.training.save_total_limit, unscored_steps(run))
-        except (OSError, CheckpointError) as error:
-            logger.warning("old checkpoints are not deleted: %s", error)
+            yield
+        finally:
+            del engine.save_checkpoint
 
     def _refuse_non_finite_weights(self) -> None:
         """Raise NonFiniteError on all ranks alike where any rank would save a weight that is not finite. Collective."""
@@ -453,3 +456,13 @@ class _StopCallback(TrainerCallback):
             logger.warning("stopping after step %d of %d: stop signal received", state.global_step, state.max_steps)
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False  # the time between the signal and the kill may be short
+
+
+class _SavingCallback(TrainerCallback):
+    """Lets a checkpoint that could not be published in the background end the training at the next step."""
+
+    def __init__(self, saver: CheckpointSaver) -> None:
+        self._saver = saver
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._saver.review_publication()

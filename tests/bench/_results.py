@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
 from bbu.run.provenance import code_hash, package_versions
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -42,6 +40,8 @@ class Row:
 
 def format_rows(rows: Sequence[Row], style: str = "github") -> str:
     """Format rows as a table; `style` is one of tabulate's."""
+    from tabulate import tabulate  # here, so that a benchmark can name what is missing before it fails
+
     cells = [[r.what, r.ours, r.peer, "" if r.ratio is None else f"{r.ratio:.2f}x", r.limit, r.remark] for r in rows]
     return tabulate(cells, headers=["what", "ours", "peer", "ratio", "limit", "remark"], tablefmt=style)
 

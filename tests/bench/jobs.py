@@ -82,9 +82,9 @@ def make_run(folder: Path, job: str) -> None:
     from bbu.jobs.launch import Submission
     from bbu.jobs.records import append_records, job_record
     from bbu.jobs.request import parse_request
-    from bbu.run.checkpoints import Ranks, publishing
     from bbu.run.folder import RunFolder
     from bbu.run.status import RunStatus, write_status
+    from tests.checkpoints import publishing
 
     made = RunFolder(folder).create()
     made.config.write_text((Path(__file__).parents[2] / "configs/smoke.yaml").read_text())
@@ -93,7 +93,7 @@ def make_run(folder: Path, job: str) -> None:
     append_records(made, [job_record(submission, request) for submission in submissions])
     write_status(made, RunStatus(phase="completed", step=60, max_steps=60, loss=1.0))
     for step in (20, 40, 60):
-        with publishing(made, step, Ranks(0, 1, lambda: None), config_hash="0" * 64, image_digest=None) as staged:
+        with publishing(made, step) as staged:
             for name in ("model.safetensors", "optimizer.pt", "config.json", "rng_state.pth", "tokenizer.json"):
                 (staged / name).write_bytes(b"0" * 1000)
         for source in ("answer", "head", "both"):

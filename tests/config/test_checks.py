@@ -26,6 +26,8 @@ def findings_of(*overrides: str) -> list[str]:
         ("max_steps=-1 num_train_epochs=0", "max_steps and num_train_epochs are both 0 or less"),
         ("save_strategy=no save_final=false", "save_strategy no with save_final false would lose"),
         ("vision_lr=0 merger_lr=0 llm_lr=0 detection_enabled=false", "every learning rate in use is 0"),
+        ("lora_rank=8 vision_lr=0 merger_lr=0 llm_lr=0", "so no layer would get an adapter"),
+        ("lora_rank=8 torch_dtype=bfloat16 bf16=false", "torch_dtype bfloat16 with lora_rank 8 needs mixed precision"),
         ("teacher_loss_weight=0 student_loss_weight=0 detection_enabled=false", "nothing would be learnt"),
         (
             "detection_enabled=true detection_freeze_epochs=2 max_steps=-1 num_train_epochs=2",

@@ -67,7 +67,8 @@ def test_the_names_of_optimizers_and_schedules_are_those_of_transformers():
     from transformers.training_args import OptimizerNames
 
     optimizers = {item.value for item in OptimizerNames}
-    assert {name for name in optimizers if not value_problems(name, TYPES["optim"])} == optimizers
+    refused = {name for name in optimizers if value_problems(name, TYPES["optim"])}
+    assert {name.partition("_")[0] for name in refused} == {"galore", "apollo", "lomo", "adalomo"}  # see optimizers.py
     needing_settings = {"cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "greedy"}
     following_a_score = {"reduce_lr_on_plateau"}  # training computes none
     assert {*get_args(Scheduler), *needing_settings, *following_a_score} == {item.value for item in SchedulerType}

@@ -26,17 +26,17 @@ BAD_VALUES = {
     "-0.01": """
         warmup_ratio adam_beta1 adam_beta2 eval_bootstrap_confidence val_ratio max_reject_share
         min_visible_ratio teacher_ratio eval_teacher_ratio detection_dropout detection_caption_dropout
-        detection_focal_alpha detection_prior_prob detection_score_threshold
+        detection_focal_alpha detection_prior_prob detection_score_threshold lora_dropout
     """,
     "1.01": """
         warmup_ratio adam_beta1 adam_beta2 eval_bootstrap_confidence val_ratio max_reject_share
         min_visible_ratio teacher_ratio eval_teacher_ratio detection_dropout detection_caption_dropout
-        detection_focal_alpha detection_prior_prob detection_score_threshold
+        detection_focal_alpha detection_prior_prob detection_score_threshold lora_dropout
     """,
     "0": """
         model_max_length generation_max_new_tokens generation_batch_size per_device_train_batch_size
         per_device_eval_batch_size gradient_accumulation_steps adam_epsilon lr_reference_batch_size save_steps
-        eval_steps logging_steps max_pixels max_total_length packing_buffer_size pad_to_multiple_of
+        lora_alpha eval_steps logging_steps max_pixels max_total_length packing_buffer_size pad_to_multiple_of
         detection_num_queries detection_hidden_dim detection_num_layers detection_num_heads detection_ffn_dim
         detection_adapter_dim detection_caption_layers detection_caption_max_length detection_max_predictions
         distributed_timeout_s status_interval_s lease_timeout_s eval_claim_timeout_s
@@ -44,7 +44,7 @@ BAD_VALUES = {
         jpeg_quality
     """,
     "-1": """
-        vision_lr merger_lr llm_lr detection_lr adapter_lr weight_decay max_grad_norm warmup_steps
+        vision_lr merger_lr llm_lr detection_lr adapter_lr lora_rank weight_decay max_grad_norm warmup_steps
         teacher_loss_weight student_loss_weight save_total_limit nan_max_skips logits_chunk_size
         eval_bootstrap_samples teacher_pool_size num_teacher_samples min_box_side convert_processes
         dataloader_num_workers detection_freeze_epochs detection_denoising_queries cpu_threads max_requeues
@@ -54,7 +54,7 @@ BAD_VALUES = {
         eval_strategy resume nan_policy
         unknown_label_policy exif_frame emptied_photo_policy language train_prompt eval_prompt object_order
         collator_type long_sample_policy
-        log_level progress distributed_backend
+        log_level progress distributed_backend memory_policy
     """,
     "96": "jpeg_quality",
     "783": "min_pixels",
@@ -67,8 +67,8 @@ BAD_VALUES = {
 }
 """A value of the right type → the keys whose rule it breaks."""
 UNRULED = """
-    model_path tf32 gradient_checkpointing torch_compile num_train_epochs
-    max_steps auto_scale_lr bf16 fp16 seed data_seed save_final logging_first_step
+    model_path tf32 gradient_checkpointing num_train_epochs
+    max_steps auto_scale_lr bf16 fp16 seed data_seed save_final
     log_weight_norms log_grad_norms vendor_dir data_root train_file val_file teacher_file image_folder
     token_map_file label_hierarchy_file split_seed remove_duplicates keep_negatives max_examples
     max_eval_examples packing_balance_vision_weight shuffle dataloader_pin_memory dataloader_persistent_workers
@@ -76,7 +76,7 @@ UNRULED = """
     detection_bbox_weight detection_giou_weight detection_objectness_weight detection_caption_weight
     detection_aux_weight detection_loss_weight detection_cost_bbox detection_cost_giou detection_cost_objectness
     detection_focal_gamma detection_denoising_noise output_root log_verbose tensorboard deepspeed_enabled
-    deepspeed_config ddp_find_unused_parameters shape_checks hash_data
+    deepspeed_config shape_checks
 """
 """The keys for which every value of their type is valid."""
 

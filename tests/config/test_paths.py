@@ -77,3 +77,9 @@ def test_label_files_are_read(complete: Path):
     (complete / "labels.yaml").write_text("bbu: huawei\n")
     (line,) = lines_for(complete, f"label_hierarchy_file={complete}/labels.yaml")
     assert "'bbu' must list its properties" in line
+
+
+def test_the_package_of_an_optimizer_that_is_missing_is_reported(complete: Path):
+    assert lines_for(complete, "optim=adamw_anyprecision") == [
+        "optim adamw_anyprecision: the Python package torchdistx is not installed"
+    ]

@@ -29,6 +29,18 @@ def test_both_forms_of_the_base_config_are_equal():
     assert load_config("base_flat") == load_config("base_flat_v2", use_new=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "differences"),
+    [
+        ("one_card_80gb", {"torch_dtype", "deepspeed_enabled", "gradient_accumulation_steps"}),
+        ("one_card_40gb", {"deepspeed_config", "gradient_accumulation_steps"}),
+    ],
+)
+def test_the_configs_for_one_card_differ_from_the_base_config_in_what_memory_needs(name: str, differences: set[str]):
+    base, other = load_config("base_flat").as_flat(), load_config(name).as_flat()
+    assert {key for key in base if base[key] != other[key]} == differences
+
+
 def test_numbers_as_people_write_them_are_numbers():
     assert load_config("base_flat", overrides=["llm_lr=5e-6"]).llm_lr == 5e-6
     assert load_config("base_flat", overrides=["llm_lr=1E-05"]).llm_lr == 1e-5
@@ -125,7 +137,7 @@ def test_a_config_that_an_old_run_recorded_is_loaded_with_what_that_run_did():
     assert (config.max_steps, config.eval_prompt) == (6, "detailed")
 
 
-@pytest.mark.parametrize("name", ["base_flat", "smoke"])
+@pytest.mark.parametrize("name", ["base_flat", "one_card_80gb", "one_card_40gb", "smoke"])
 def test_a_shipped_config_asks_what_it_trained(name: str):
     config = load_config(name)
     assert config.train_prompt == config.eval_prompt

@@ -50,7 +50,7 @@ def test_image_positions_are_three_dimensional_only_with_token_types(model, samp
     batch = StandardDataCollator(0)(samples[:1])
     with_types = logits(model, batch)
     model.model.rope_deltas = None
-    batch["mm_token_type_ids"] = None  # what silently falls back to 1-D positions
+    batch["mm_token_type_ids"] = batch["position_ids"] = None  # what silently falls back to 1-D positions
     assert not torch.allclose(with_types, logits(model, batch), atol=1e-3)
 
 

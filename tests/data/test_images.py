@@ -1,10 +1,14 @@
+import io
+
 import numpy
 import pytest
 import torch
-from PIL import ExifTags, Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bbu.data.images import ImagePreparer, load_image, read_size, upright_rgb
+from bbu.data.images import ImagePreparer, load_image, load_rgb, read_size, upright_rgb
 from bbu.errors import DataError
 
 
@@ -67,13 +71,92 @@ def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path, read):
     assert "\n" not in str(error.value)
 
 
-def test_patches_are_those_of_the_models_own_processor():
-    """A photo that needs no resize is cut exactly as the stock processor cuts it."""
-    processor, photo = Qwen2VLImageProcessorPil(), Image.effect_noise((140, 112), 60).convert("RGB")
-    ours = ImagePreparer(processor, 784, 10**6).prepare([photo])
-    stock = processor(images=[photo], return_tensors="pt")
-    assert torch.equal(ours.patches, stock["pixel_values"])
+def photo_of(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Noise over a gradient, so that no two rows, columns or colours are alike."""
+    noise = Image.effect_noise((width, height), 60)
+    return Image.merge("RGB", (noise, Image.linear_gradient("L").resize((width, height)), noise.rotate(180))).convert(
+        mode
+    )
+
+
+@pytest.mark.parametrize("size", [(16, 16), (61, 43), (112, 84)])
+@pytest.mark.parametrize(
+    "options",
+    [{"subsampling": s, "progressive": p, "quality": q} for s in (0, 1, 2) for p in (False, True) for q in (40, 95)]
+    + [{"restart_marker_rows": 1, "optimize": True}, {"keep_rgb": True}],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_has_the_pixels_that_pillow_decodes(tmp_path, mode, options, size):
+    path = tmp_path / "a.jpg"
+    photo_of(*size, mode).save(path, **options)
+    assert numpy.array_equal(load_rgb(path, "a"), numpy.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 3, 6, 9])
+def test_a_jpeg_is_turned_as_its_exif_says(tmp_path, orientation):
+    path, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    photo_of(60, 40).save(path, exif=exif)
+    assert numpy.array_equal(load_rgb(path, "a"), numpy.asarray(ImageOps.exif_transpose(Image.open(path))))
+
+
+def test_a_damaged_jpeg_is_what_pillow_makes_of_it(tmp_path):
+    """Cut or overwritten anywhere: the strict decoder in front of Pillow neither hides damage nor adds any."""
+    buffer, path = io.BytesIO(), tmp_path / "a.jpg"
+    photo_of(112, 84).save(buffer, "JPEG")
+    whole, outcomes = buffer.getvalue(), set()
+    for place in range(2, len(whole), len(whole) // 40):
+        for data in (
+            whole[:place],
+            whole[:place] + b"\0" * 40 + whole[place + 40 :],
+            whole[:place] + whole[place + 9 :],
+        ):
+            path.write_bytes(data)
+            try:
+                expected = numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            except (OSError, SyntaxError, ValueError):
+                outcomes.add("refused")
+                with pytest.raises(DataError, match="cannot decode"):
+                    load_rgb(path, "a")
+            else:
+                outcomes.add("decoded")
+                assert numpy.array_equal(load_rgb(path, "a"), expected)
+    assert outcomes == {"refused", "decoded"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sides=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3),
+    patch_and_merge=st.sampled_from([(14, 2), (14, 1), (7, 2), (7, 4), (28, 1), (4, 7)]),
+    frames=st.integers(1, 3),
+    mean=st.tuples(*[st.floats(-1, 1)] * 3),
+    std=st.tuples(*[st.floats(0.01, 2)] * 3),
+    scale=st.floats(1e-4, 1),
+    steps=st.sampled_from([{}, {"do_rescale": False}, {"do_normalize": False}]),
+    as_array=st.booleans(),
+)
+def test_patches_are_those_of_the_models_own_processor(
+    sides, patch_and_merge, frames, mean, std, scale, steps, as_array
+):
+    """Bit by bit, whatever preprocessor_config.json says, for photos that need no resize."""
+    patch, merge = patch_and_merge
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=patch, merge_size=merge, temporal_patch_size=frames, image_mean=list(mean), image_std=list(std),
+        rescale_factor=scale, **steps,
+    )  # fmt: skip
+    photos = [photo_of(28 * columns, 28 * rows) for columns, rows in sides]
+    ours = ImagePreparer(processor, 784, 10**6).prepare([numpy.asarray(p) if as_array else p for p in photos])
+    stock = processor(images=photos, do_resize=False, return_tensors="pt")
+    assert torch.equal(ours.patches, stock["pixel_values"]) and ours.patches.dtype == torch.float32
     assert torch.equal(ours.grid, stock["image_grid_thw"])
+
+
+def test_a_photo_of_another_size_is_resized_by_our_rule_and_cut_by_the_processors():
+    processor, photo = Qwen2VLImageProcessorPil(), photo_of(130, 117)
+    ours = ImagePreparer(processor, 784, 28 * 28 * 9).prepare([photo])
+    resized = photo.resize((84, 56), Image.Resampling.BICUBIC)
+    assert torch.equal(ours.patches, processor(images=[resized], do_resize=False, return_tensors="pt")["pixel_values"])
 
 
 def test_the_grid_is_the_plans_grid_for_awkward_sizes():

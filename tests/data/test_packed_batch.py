@@ -10,7 +10,8 @@ import torch
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import load_dataset
 from bbu.errors import DataError
-from bbu.losses.language import _token_losses, find_supervision
+from bbu.losses.language import _cross_entropies, find_supervision
+from bbu.models import attention
 from bbu.models.qwen import MODEL_INPUTS, load_image_processor, load_tokenizer
 from bbu.models.tiny import build_tiny_model
 from bbu.schema import IGNORE_INDEX
@@ -65,10 +66,10 @@ def run(model, batch, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses [T] of a batch's supervised tokens and their positions [T] in its only row; adds to the gradients."""
     supervision = find_supervision(batch["labels"], batch["answer_roles"] == 1)
     inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
-    logits = model(**inputs, **options).logits[supervision.positions]
-    losses = _token_losses(logits, supervision.targets)
+    logits = model(**inputs, **options).logits.flatten(0, 1)[supervision.positions]
+    losses = _cross_entropies(logits, supervision.targets)
     losses.sum().backward()
-    return losses.detach(), supervision.positions[0].nonzero().flatten()
+    return losses.detach(), supervision.positions
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -92,7 +93,23 @@ def worst_error(model, samples, batch, **options) -> float:
 @pytest.mark.parametrize("multiple", [1, 100])
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
 def test_packed_equals_separate(folder, samples, name, multiple):
-    assert worst_error(load(folder, name), samples, pack(samples, pad_to_multiple_of=multiple)) < EQUAL
+    model = load_bbu_model(folder, name, for_training=True)
+    assert worst_error(model, samples, pack(samples, pad_to_multiple_of=multiple)) < EQUAL
+
+
+def test_sdpa_computes_each_sample_apart_and_without_a_mask(folder, samples, monkeypatch):
+    calls, stock = [], attention.sdpa_attention_forward
+
+    def count_tokens(module, query, key, value, mask, **options):
+        assert mask is None and query.shape[2] == key.shape[2]
+        calls.append(query.shape[2])
+        return stock(module, query, key, value, mask, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", count_tokens)
+    model, batch = load_bbu_model(folder, for_training=True), pack(samples, pad_to_multiple_of=100)
+    run(model, batch)
+    padding = batch["input_ids"].shape[1] - int(batch["sample_lengths"].sum())
+    assert calls == [*(len(s) for s in samples), padding] * model.config.text_config.num_hidden_layers
 
 
 def test_packed_equals_separate_with_varlen_attention_in_both_towers(folder, samples, kernel):
@@ -110,14 +127,9 @@ def test_packed_with_varlen_equals_separate_with_sdpa(folder, samples, kernel):
         assert (gradients(model)[name] - gradient).norm() < EQUAL * gradient.norm(), name
 
 
-def test_packed_equals_separate_with_batched_windows(folder, samples):
-    model = load_bbu_model(folder, "sdpa", for_training=True)
-    assert worst_error(model, samples, pack(samples)) < EQUAL
-
-
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
 def test_packed_equals_separate_with_gradient_checkpointing(folder, samples, name):
-    model = load(folder, name)
+    model = load_bbu_model(folder, name, for_training=True)
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     assert worst_error(model, samples, pack(samples)) < EQUAL

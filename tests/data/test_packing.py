@@ -14,6 +14,7 @@ from bbu.data.packing import (
     PackingBatchSampler,
     SampleCost,
     _best_fit_decreasing,
+    _choose_for_row,
     _group_rows_by_cost,
     _pack,
     _split_costliest_rows,
@@ -106,6 +107,14 @@ def test_ranks_wait_less_than_with_rows_as_they_come():
     assert waiting(balanced) < waiting(naive) / 3
 
 
+def test_rows_are_even_where_the_ranks_need_more_than_the_samples_do():
+    costs_of_epoch = drawn_costs(300, most=30)
+    rows = [row for step in steps(samplers(costs_of_epoch, 32, buffer=300), 0) for row in step]
+    lengths = [sum(costs_of_epoch(0)[index].tokens for index in row) for row in rows]
+    assert len(rows) == 64 > len(_pack([c.tokens for c in costs_of_epoch(0)], range(300), LIMIT, 300))
+    assert sum(lengths) / (len(lengths) * max(lengths)) > 0.95
+
+
 def test_no_rank_always_takes_the_costliest_row():
     costs_of_epoch = drawn_costs(200)
     costs = [
@@ -145,6 +154,31 @@ def test_an_epoch_beyond_the_plan_is_refused_where_it_does_not_fit():
 def test_a_sample_longer_than_a_row_is_refused():
     with pytest.raises(DataError, match=r"sample 1 has 101 tokens in epoch 0 but max_total_length is 100"):
         samplers(lambda epoch: [SampleCost(5, 4), SampleCost(101, 4)])
+
+
+def test_a_row_is_filled_to_its_last_token_with_the_samples_that_wait_longest():
+    assert _choose_for_row([40, 30, 25, 31, 35], LIMIT) == [0, 2, 4]
+    assert _choose_for_row([40, 30, 30, 30, 30], LIMIT) == [0, 1, 2]
+    assert _choose_for_row([95, 10], LIMIT) == _choose_for_row([LIMIT, 1], LIMIT) == _choose_for_row([3], LIMIT) == [0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, LIMIT), min_size=1, max_size=9))
+def test_no_choice_of_samples_fills_a_row_further(lengths: list[int]):
+    sums = {lengths[0]}
+    for length in lengths[1:]:
+        sums |= {total + length for total in sums}
+    best = max(total for total in sums if total <= LIMIT)
+    assert sum(lengths[position] for position in _choose_for_row(lengths, LIMIT)) == best
+
+
+@pytest.mark.parametrize("most", [25, 60, LIMIT])
+def test_rows_are_at_most_those_of_best_fit_decreasing(most: int):
+    """And with several samples in a row, at most one more than their tokens need."""
+    tokens = [cost.tokens for cost in drawn_costs(600, most=most)(0)]
+    rows = _pack(tokens, epoch_order(600, 7, 0, True), LIMIT, 600)
+    assert len(rows) <= len(_best_fit_decreasing(tokens, range(600), LIMIT))
+    assert most > 25 or len(rows) <= sum(tokens) / LIMIT + 2
 
 
 def test_best_fit_takes_the_fullest_row_with_room():

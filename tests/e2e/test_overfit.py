@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from bbu.evaluation.detection import count_matches, headline_scores, pair_up
+from bbu.evaluation.matching import find_overlaps
 from bbu.evaluation.metrics import Headline
 from bbu.evaluation.predictions import Prediction
 from bbu.inference import Qwen25VLInference
@@ -46,4 +47,4 @@ def score_source(predictor: Qwen25VLInference, root: Path, views: list[View], so
         Prediction(view.images[0], tuple(BBUObject(b, c) for b, c in zip(bs, cs, strict=True)))
         for view, bs, cs in zip(views, boxes, captions, strict=True)
     ]
-    return headline_scores(count_matches(pair_up(views, predictions), class_of=str), iou=0.5)
+    return headline_scores(count_matches(find_overlaps(pair_up(views, predictions)), class_of=str), iou=0.5)

@@ -67,30 +67,59 @@ HEAD = (
 HEAD_COMPARED = ("bbox_l1_loss", "bbox_giou_loss", "objectness_loss", "caption_loss", "gn/detection", "gn/adapter")
 
 
-ZERO3 = ("deepspeed_enabled=true", "deepspeed_config=configs/deepspeed/zero3.json")
+FIRST_STEP = ("save_steps=1", "save_total_limit=0", "warmup_steps=1")
+"""The rate of the first step is 0, so that checkpoint-1 holds the head as it was drawn."""
+HEAD_WEIGHTS = "detection_head/model.safetensors"
+WAYS = {
+    "ddp": ("logits_chunk_size=16",),
+    "zero2": ("deepspeed_enabled=true", "logits_chunk_size=16"),
+    "offload": ("deepspeed_enabled=true", "deepspeed_config=configs/deepspeed/zero2_offload.json"),
+    "zero3": ("deepspeed_enabled=true", "deepspeed_config=configs/deepspeed/zero3.json"),
+}
 
 
-@pytest.mark.parametrize("way", [(), ("deepspeed_enabled=true",), ZERO3], ids=["ddp", "zero2", "zero3"])
-def test_two_ranks_give_the_curve_of_one_with_the_detection_head(demo: Demo, out: Path, way: tuple[str, ...]):
-    """Without denoising queries, whose noise is each rank's own."""
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_give_the_curve_of_one_with_the_detection_head(demo: Demo, out: Path, way: str):
+    """Without denoising queries, whose noise is each rank's own; chunks of logits change nothing."""
     if not (out / "output-head-one").exists():
-        train(demo, out, "head-one", *HEAD, "per_device_train_batch_size=4", ranks=1)
-    name = f"head-{len(way)}"
-    train(demo, out, name, *HEAD, *way, ranks=2)
+        train(demo, out, "head-one", *HEAD, *FIRST_STEP, "per_device_train_batch_size=4", ranks=1)
+    name = f"head-{way}"
+    train(demo, out, name, *HEAD, *FIRST_STEP, *WAYS[way], ranks=2)
     one, two = read_scalars(out / "output-head-one"), read_scalars(out / f"output-{name}")
     for tag in (*COMPARED, *HEAD_COMPARED):
         assert two[tag] == pytest.approx(one[tag], rel=TOLERANCE), tag
     assert_same_files(out / f"output-{name}/checkpoint-6", out / "output-head-one/checkpoint-6")
+    heads = [load_file(out / f"output-{run}/checkpoint-1/{HEAD_WEIGHTS}") for run in ("head-one", name)]
+    assert all(torch.equal(weight, heads[1][key]) for key, weight in heads[0].items()), "not drawn alike"
 
 
 def assert_same_files(checkpoint: Path, other: Path) -> None:
     """Check that two checkpoints hold the same weights in the same files, and that strict loaders take the first."""
-    names = ("model.safetensors", "detection_head/model.safetensors")
+    names = ("model.safetensors", HEAD_WEIGHTS)
     assert {"README.md", "detection_head/config.json", *names} <= verify(checkpoint).files.keys()
     for name in names:
         assert read_shapes(checkpoint / name) == read_shapes(other / name)
     _, remarks = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
     assert not any(remarks.values()), remarks
+
+
+LOW_RANK = ("lora_rank=4", "gradient_checkpointing=true")
+
+
+@pytest.mark.parametrize("way", [(), ("deepspeed_enabled=true",)], ids=["ddp", "zero2"])
+def test_two_ranks_give_the_curve_of_one_with_adapters(demo: Demo, out: Path, way: tuple[str, ...]):
+    if not (out / "output-low-rank-one").exists():
+        train(demo, out, "low-rank-one", *HEAD, *LOW_RANK, "per_device_train_batch_size=4", ranks=1)
+    name = f"low-rank-{len(way)}"
+    train(demo, out, name, *HEAD, *LOW_RANK, *way, ranks=2)
+    one, two = read_scalars(out / "output-low-rank-one"), read_scalars(out / f"output-{name}")
+    for tag in (*COMPARED, *HEAD_COMPARED):
+        assert two[tag] == pytest.approx(one[tag], rel=TOLERANCE), tag
+
+
+def test_the_states_of_zero2_leave_out_the_base_model(out: Path):
+    (state,) = (out / "output-low-rank-1/checkpoint-3").glob("*/*model_states.pt")  # of the test above
+    assert state.stat().st_size < 4 * 2**20  # the base model alone has 10 MB
 
 
 def test_packed_rows_over_two_ranks(demo: Demo, out: Path):

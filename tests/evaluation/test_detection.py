@@ -1,28 +1,18 @@
-"""Detection scores: cases worked by hand, and pycocotools' own path through files as the reference."""
+"""Detection scores: cases worked by hand."""
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from bbu.errors import DataError
-from bbu.evaluation.detection import (
-    ClassOf,
-    Pairing,
-    average_precision,
-    bootstrap,
-    count_matches,
-    f_scores,
-    summarise,
-)
+from bbu.evaluation.detection import bootstrap, count_matches, f_scores, summarise
 from bbu.evaluation.evaluate import evaluate_predictions
+from bbu.evaluation.matching import Pairing, find_overlaps
 from bbu.evaluation.predictions import Prediction
 from bbu.labels import RESPONSE_TYPES, LabelScheme
 from bbu.schema import BBUObject, View
+from tests.evaluation.coco import random_photos
 
 SCREW_OK, SCREW_BAD, CABLE = "螺丝连接点/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/连接错误", "线缆/光纤"
 
@@ -151,65 +141,6 @@ def test_an_image_twice_in_the_ground_truth_is_refused():
         evaluate_predictions([view("a", thing(0, CABLE))] * 2, [], SCHEME)
 
 
-def random_pairs(seed: int, images: int = 12) -> list[Pairing]:
-    rng, names = np.random.default_rng(seed), [SCREW_OK, SCREW_BAD, CABLE]
-
-    def draw(box: np.ndarray) -> BBUObject:
-        x, y, w, h = (float(v) for v in box)
-        return BBUObject((x, y, x + w, y + h), names[rng.integers(3)])
-
-    pairs = []
-    for _ in range(images):
-        boxes = np.concatenate([rng.uniform(0, 300, (5, 2)), rng.uniform(20, 150, (5, 2))], axis=1)
-        noisy = np.concatenate([boxes, boxes[:2]]) + rng.normal(0, 4, (7, 4))
-        truth, said = tuple(draw(b) for b in boxes[: rng.integers(0, 6)]), tuple(draw(b) for b in noisy)
-        pairs.append(Pairing(truth, said, tuple(float(s) for s in rng.uniform(0, 1, 7))))
-    return pairs
-
-
-def one_class(description: str) -> str:
-    """The class of class-agnostic scores: the same for every description."""
-    return "object"
-
-
-def through_files(pairs: list[Pairing], folder, use_cats: bool) -> COCOeval:
-    """pycocotools as its documentation uses it: an instances file, loadRes on a results file."""
-    names = sorted({o.desc for p in pairs for o in (*p.truth, *p.predicted)})
-    truth, results = [], []
-    for image, pair in enumerate(pairs, 1):
-        for o in pair.truth:
-            x1, y1, x2, y2 = o.bbox_2d
-            box = [x1, y1, x2 - x1, y2 - y1]
-            truth.append(dict(id=len(truth) + 1, image_id=image, category_id=names.index(o.desc) + 1,
-                              bbox=box, area=box[2] * box[3], iscrowd=0))  # fmt: skip
-        for o, score in zip(pair.predicted, pair.scores, strict=True):
-            x1, y1, x2, y2 = o.bbox_2d
-            results.append(dict(image_id=image, category_id=names.index(o.desc) + 1,
-                                bbox=[x1, y1, x2 - x1, y2 - y1], score=score))  # fmt: skip
-    categories = [dict(id=i, name=n) for i, n in enumerate(names, 1)]
-    images = [dict(id=i) for i in range(1, len(pairs) + 1)]
-    (folder / "gt.json").write_text(json.dumps(dict(images=images, categories=categories, annotations=truth)))
-    (folder / "dt.json").write_text(json.dumps(results))
-    coco = COCO(str(folder / "gt.json"))
-    evaluator = COCOeval(coco, coco.loadRes(str(folder / "dt.json")), "bbox")
-    evaluator.params.useCats = int(use_cats)
-    evaluator.evaluate()
-    evaluator.accumulate()
-    evaluator.summarize()
-    return evaluator
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("class_of", "use_cats"), [(str, True), (one_class, False)])
-def test_ap_and_matches_equal_pycocotools_own_path(tmp_path, seed: int, class_of: ClassOf, use_cats: bool):
-    pairs = random_pairs(seed)
-    reference = through_files(pairs, tmp_path, use_cats)
-    assert list(average_precision(pairs, class_of).values()) == pytest.approx(list(reference.stats))
-    entries = [e for e in reference.evalImgs if e and e["aRng"] == reference.params.areaRng[0]]
-    matched = sum((e["dtMatches"] > 0).sum(axis=1) for e in entries)
-    assert count_matches(pairs, class_of).matched.sum(axis=1).tolist() == list(matched)
-
-
 def views_and_predictions(pairs: list[Pairing], source: str | None) -> tuple[list[View], list[Prediction]]:
     views = [View((str(i),), p.truth) for i, p in enumerate(pairs)]
     said = [Prediction(str(i), p.predicted, p.scores, score_source=source) for i, p in enumerate(pairs)]
@@ -217,7 +148,7 @@ def views_and_predictions(pairs: list[Pairing], source: str | None) -> tuple[lis
 
 
 def test_ap_is_reported_only_where_scores_exist_and_names_their_source():
-    views, said = views_and_predictions(random_pairs(0), "objectness")
+    views, said = views_and_predictions(random_photos(0), "objectness")
     scored = evaluate_predictions(views, said, SCHEME, resamples=20).average_precision
     assert scored is not None
     assert scored["score_source"] == "objectness" and 0 < scored["class_aware"]["AP"] < 1
@@ -226,11 +157,11 @@ def test_ap_is_reported_only_where_scores_exist_and_names_their_source():
 
 
 def test_mixed_or_missing_scores_are_refused():
-    views, said = views_and_predictions(random_pairs(0), "objectness")
+    views, said = views_and_predictions(random_photos(0), "objectness")
     other = Prediction(said[0].image, said[0].objects, said[0].scores, score_source="token_logprob")
     with pytest.raises(DataError, match="mix scores"):
         evaluate_predictions(views, [other, *said[1:]], SCHEME)
-    bare = Prediction(said[0].image, said[0].objects, (None,) * 7, score_source="objectness")
+    bare = Prediction(said[0].image, said[0].objects, (None,) * len(said[0].objects), score_source="objectness")
     with pytest.raises(DataError, match="without score"):
         evaluate_predictions(views, [bare, *said[1:]], SCHEME)
 
@@ -254,16 +185,16 @@ def test_no_images_at_all_is_refused():
 
 
 def test_the_bootstrap_resamples_images_and_its_interval_holds_the_value():
-    counts = count_matches(random_pairs(1, images=40), str)
-    value, interval = summarise(counts), bootstrap(counts, resamples=500, seed=3)
-    assert interval == bootstrap(counts, resamples=500, seed=3)
+    counts = count_matches(find_overlaps(random_photos(2, photos=40)), str)
+    value, interval = summarise(counts), bootstrap({"any": counts}, resamples=500, seed=3)["any"]
+    assert interval == bootstrap({"any": counts, "other": counts}, resamples=500, seed=3)["other"]
     assert all(low <= value[name] <= high for name, (low, high) in interval.items())
     assert interval["f1@0.50"][0] < interval["f1@0.50"][1]
 
 
 def test_the_bootstrap_equals_resampling_written_out():
-    pairs = random_pairs(2, images=6)
-    counts, weights = count_matches(pairs, str), np.array([[2, 0, 1, 0, 3, 0]])
+    pairs = random_photos(2, photos=6)
+    counts, weights = count_matches(find_overlaps(pairs), str), np.array([[2, 0, 1, 0, 3, 0]])
     repeated = [p for p, n in zip(pairs, weights[0], strict=True) for _ in range(n)]
     drawn = {name: float(v[0]) for name, v in summarise(counts, weights).items()}
-    assert drawn == pytest.approx(summarise(count_matches(repeated, str)))
+    assert drawn == pytest.approx(summarise(count_matches(find_overlaps(repeated), str)))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bbu.evaluation.detection import Pairing, matched_pairs
+from bbu.evaluation.detection import matched_descriptions
 from bbu.evaluation.evaluate import evaluate_predictions
 from bbu.evaluation.labels import score_labels
+from bbu.evaluation.matching import Pairing, find_overlaps
 from bbu.evaluation.predictions import Prediction
 from bbu.labels import RESPONSE_TYPES, LabelScheme
 from bbu.schema import BBUObject, View
@@ -33,7 +34,7 @@ def accuracy_and_support(levels: dict) -> dict[str, tuple[float | None, int]]:
 def test_labels_are_scored_by_level_with_confusion_and_support():
     truth = (thing(0, SCREW_OK), thing(200, SCREW_OK), thing(400, CABLE), thing(600, "bbu基带处理单元/华为"))
     said = (thing(0, SCREW_OK), thing(200, SCREW_BAD), thing(400, "线缆/非光纤"), thing(800, CABLE))
-    levels = score_labels(matched_pairs([Pairing(truth, said)]), SCHEME)
+    levels = score_labels(matched_descriptions(find_overlaps([Pairing(truth, said)])), SCHEME)
     assert accuracy_and_support(levels) == {"type": (1.0, 3), "property": (2 / 3, 3), "status": (0.5, 2)}
     assert levels["status"]["confusion"] == {"连接正确": {"连接正确": 1, "连接错误": 1}}
     assert levels["type"]["confusion"] == {

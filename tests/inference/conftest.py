@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from bbu.config.read import load_config
 from bbu.models.qwen import load_model
 from bbu.models.tiny import build_tiny_model
-from bbu.run.checkpoints import Ranks, publishing
 from bbu.run.folder import RUN_CONFIG, RunFolder
+from tests.checkpoints import publishing
 
 _SETTINGS = (
     "detection_enabled=true", "detection_num_queries=8", "detection_hidden_dim=32", "detection_num_layers=1",
@@ -34,7 +34,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config("smoke", overrides=_SETTINGS)
     model = load_model(build_tiny_model(root / "model", seed=0), config.model, config.detection)
     run = RunFolder(root / "output-a").create()
-    with publishing(run, 1, Ranks(0, 1, lambda: None), config_hash="", image_digest=None) as folder:
+    with publishing(run, 1) as folder:
         for path in (root / "model").iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         model.save_pretrained(folder)

@@ -81,6 +81,18 @@ def test_a_code_fence_and_words_around_the_list_do_no_harm():
     assert (answer.objects, answer.status) == (expected_objects(OBJECTS), "ok")
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"bbox_2d": boxes, "desc": descriptions}), max_size=4), st.booleans())
+def test_words_around_a_list_of_any_objects_change_no_object_and_no_place(data: list[dict], escaped: bool):
+    text, words = json.dumps(data, ensure_ascii=escaped), "好的："
+    plain, among_words = (parse_answer(t, finished=True, width=300, height=300) for t in (text, words + text + "。"))
+    assert (plain.objects, plain.status, plain.rejected) == (
+        among_words.objects, among_words.status, among_words.rejected,
+    )  # fmt: skip
+    places = [span and (span[0] + len(words), span[1] + len(words)) for span in plain.spans]
+    assert places == list(among_words.spans)
+
+
 def test_objects_written_after_the_end_of_the_list_are_counted_not_used():
     text = json.dumps(OBJECTS[:1]) + json.dumps(OBJECTS[:2])
     answer = parse_answer(text, finished=True)
@@ -123,6 +135,8 @@ def test_malformed_text_is_repaired_and_flagged_only_when_the_model_ended_it():
         ('{"bbox_2d": [100, 2, 120, 4], "desc": "a"}', "outside_image"),
         ('{"bbox_2d": [-9, 2, 0, 4], "desc": "a"}', "outside_image"),
         ('{"bbox_2d": [1, 2, 3, 4], "desc": "a", "desc": "b"}', "not_an_object"),
+        ('{"bbox_2d": [1, 2, 3, 4], "\\u0062box_2d": [1, 2, 3, 4], "desc": "a"}', "not_an_object"),
+        ('{"bbox_2d": [1, 2, 3, 4], "desc": "a", "more": 1, "more": 2}', "not_an_object"),
     ],
 )
 def test_an_unusable_object_is_rejected_with_its_reason_and_the_rest_stays(written: str, reason: str):

@@ -63,6 +63,19 @@ def test_an_answer_cut_at_the_token_limit_is_reported_as_truncated(trained: tupl
     assert (answer.status, answer.objects) == ("truncated", ())
 
 
+def test_an_answer_may_end_with_any_of_the_models_end_tokens(trained: tuple[Path, Path]):
+    folder, root = trained
+    config = load_config("smoke", overrides=[f"data_root={root}", "generation_max_new_tokens=96"])
+    predictor = Predictor(folder, config.model, config.data, config.detection)
+    # The model writes <|endoftext|> where it has learnt to write <|im_end|>.
+    ends = load_tokenizer(folder).convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    weight = predictor._model.lm_head.weight.detach().clone()
+    weight[ends] = weight[ends[::-1]]
+    predictor._model.lm_head.weight = torch.nn.Parameter(weight)
+    (answer,) = predictor.predict([draw_photo()])
+    assert (answer.status, answer.objects) == ("ok", OBJECTS)
+
+
 def test_a_photo_of_a_phone_gives_the_boxes_of_the_upright_photo(trained: tuple[Path, Path]):
     folder, root = trained
     config = load_config("smoke", overrides=[f"data_root={root}", "generation_max_new_tokens=96"])

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
 
 from bbu.config.domains import DetectionConfig
@@ -125,13 +126,13 @@ def test_focal_loss_has_a_gradient_where_the_answer_is_quite_sure(gamma: float):
 
 def test_captions_without_a_clue_cost_log_of_the_vocabulary():
     captions = torch.tensor([[4, 2, -100], [1, 9, 0]])
-    total, count = caption_sums(torch.zeros(2, 3, 11), captions)
+    total, count = caption_sums(torch.zeros(2, 3, 11), nn.Identity(), captions)
     assert count == 5 and total.item() == pytest.approx(5 * math.log(11))
 
 
 def test_captions_without_a_token_cost_nothing_and_still_have_a_graph():
     logits = torch.randn(2, 3, 11, requires_grad=True)
-    total, count = caption_sums(logits, torch.full((2, 3), -100))
+    total, count = caption_sums(logits, nn.Identity(), torch.full((2, 3), -100))
     total.backward()
     assert (total.item(), count.item()) == (0, 0) and logits.grad is not None and not logits.grad.any()
 
@@ -141,7 +142,21 @@ def test_captions_count_no_token_after_the_end():
     logits = torch.randn(1, 4, 11)
     changed = logits.clone()
     changed[:, 2:] = 99.0
-    assert torch.equal(caption_sums(logits, captions)[0], caption_sums(changed, captions)[0])
+    one, other = (caption_sums(states, nn.Identity(), captions)[0] for states in (logits, changed))
+    assert torch.equal(one, other)
+
+
+def test_captions_in_chunks_give_the_same_loss_and_gradients():
+    captions = torch.tensor([[4, 2, -100], [1, 9, 0]])
+    results = []
+    for chunk_size in (0, 4):
+        torch.manual_seed(0)
+        states, head = torch.randn(2, 3, 8, requires_grad=True), nn.Linear(8, 11, bias=False)
+        total, count = caption_sums(states, head, captions, chunk_size=chunk_size)
+        total.backward()
+        results.append([total.detach(), count, states.grad, head.weight.grad])
+    for whole, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, whole)
 
 
 def test_denoising_scores_positives_as_objects_and_negatives_as_none():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 
 from bbu.config.domains import DetectionConfig
+from bbu.losses import matcher
 from bbu.losses.matcher import HungarianMatcher, Matches
 from tests.losses.conftest import Case, make_case
 from tests.losses.device_waits import device_waits
@@ -35,6 +36,19 @@ def test_every_layer_is_matched_as_transformers_would(detection, counts: list[in
         for sample, (rows, columns) in enumerate(theirs(outputs, labels)):
             expected = set(zip(rows.tolist(), columns.tolist(), strict=True))
             assert pairs(matches, layer, sample, sum(counts[:sample])) == expected
+
+
+@pytest.mark.parametrize("pairs_at_once", [1, 300])
+def test_in_whatever_parts_the_costs_are_computed_the_matches_are_the_same(
+    detection: DetectionConfig, monkeypatch: pytest.MonkeyPatch, pairs_at_once: int
+):
+    case = make_case([0, 3, 5, 0, 8, 1, 0])
+    case.valid[1, 2:] = False
+    whole = match_case(detection, case)
+    monkeypatch.setattr(matcher, "_PAIRS_IN_CACHE", pairs_at_once)
+    parts = match_case(detection, case)
+    for name in ("layer", "sample", "query", "target"):
+        assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
 
 
 def test_padding_queries_are_never_matched(detection: DetectionConfig):

@@ -29,6 +29,7 @@ head.Memory(
     rows=torch.zeros(samples, patches).long(),
     columns=torch.zeros(samples, patches).long(),
     grid=torch.ones(samples, 2).long(),
+    extent=(1, 1),
     words=torch.zeros(samples, 3, 4),
     word_mask=torch.ones(samples, 3, dtype=torch.bool),
 )

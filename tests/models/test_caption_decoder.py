@@ -24,7 +24,7 @@ def train(captions_of, steps: int = 250) -> float:
     for _ in range(steps):
         states = torch.randn(64, WIDTH)
         captions = captions_of(states)
-        total, count = caption_sums(decoder(states, captions, embed, head), captions)
+        total, count = caption_sums(decoder(states, captions, embed), head, captions)
         optimizer.zero_grad()
         (total / count).backward()
         optimizer.step()

@@ -13,8 +13,8 @@ import yaml
 from bbu.config.read import load_config
 from bbu.inference.predictor import Qwen25VLInference
 from bbu.models.torch_settings import prepare_torch
-from bbu.run.checkpoints import Ranks, publishing
 from bbu.run.folder import RUN_CONFIG, RunFolder
+from tests.checkpoints import publishing
 from tests.commands import Demo
 
 
@@ -42,7 +42,7 @@ def test_zero_leaves_torchs_choice(threads: int):
 def test_inference_takes_the_threads_of_its_checkpoint(demo: Demo, tmp_path: Path):
     run = RunFolder.of(tmp_path, "smoke").create()
     config = load_config("smoke", overrides=[*demo.settings, "cpu_threads=3"])
-    with publishing(run, 1, Ranks(0, 1, lambda: None), config_hash="", image_digest=None) as staged:
+    with publishing(run, 1) as staged:
         shutil.copytree(demo.root / "model", staged, dirs_exist_ok=True)
         (staged / RUN_CONFIG).write_text(yaml.safe_dump(config.as_flat(), allow_unicode=True), encoding="utf-8")
     Qwen25VLInference(run.checkpoint(1))

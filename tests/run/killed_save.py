@@ -1,6 +1,6 @@
 """`python -m tests.run.killed_save RUN STAGE`: saves checkpoint-20 and stops for good at a stage of it.
 
-STAGE is `writing` or a function of bbu.run.checkpoints. Prints `here` once it has come to the stage.
+STAGE is `writing` or a function of bbu.run.publishing. Prints `here` once it has come to the stage.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bbu.run import checkpoints
+from bbu.run import publishing
 from bbu.run.folder import RunFolder
+from tests import checkpoints
 
 
 def stop(*_: object) -> None:
@@ -19,9 +20,8 @@ def stop(*_: object) -> None:
 
 def main(run: str, stage: str) -> None:
     if stage != "writing":
-        setattr(checkpoints, stage, stop)
-    ranks = checkpoints.Ranks(0, 1, lambda: None)
-    with checkpoints.publishing(RunFolder(Path(run)), 20, ranks, config_hash="", image_digest=None) as folder:
+        setattr(publishing, stage, stop)
+    with checkpoints.publishing(RunFolder(Path(run)), 20) as folder:
         (folder / "model.safetensors").write_bytes(bytes(5000))
         if stage == "writing":
             stop()

@@ -1,4 +1,4 @@
-"""The checkpoint contract: whole or not there, whatever is broken, cut or killed."""
+"""The checkpoint contract for readers: whole or not there, whatever is broken or cut."""
 
 from __future__ import annotations
 
@@ -8,48 +8,21 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from bbu.errors import CheckpointError
 from bbu.run import checkpoints as checkpointing
-from bbu.run.checkpoints import (
-    MANIFEST,
-    Ranks,
-    clean_leftovers,
-    config_hash,
-    newest,
-    publishing,
-    rotate,
-    verify,
-)
+from bbu.run.checkpoints import MANIFEST, clean_leftovers, config_hash, newest, rotate, verify
 from bbu.run.folder import RunFolder
-from tests.commands import ROOT
-
-ALONE = Ranks(0, 1, lambda: None)
+from tests.checkpoints import hidden, save
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return RunFolder.of(tmp_path, "demo").create()
-
-
-def save(run: RunFolder, step: int, ranks: Ranks = ALONE) -> Path:
-    with publishing(run, step, ranks, config_hash="c0ffee", image_digest="sha256:1234") as folder:
-        (folder / "global_step").mkdir(exist_ok=True)
-        (folder / f"rng_state_{ranks.rank}.pth").write_bytes(f"rng {ranks.rank} of {step}".encode())
-        (folder / "global_step" / f"optim_{ranks.rank}.pt").write_bytes(bytes([ranks.rank, step % 256] * 500))
-        if ranks.rank == 0:
-            (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
-    return run.checkpoint(step)
-
-
-def hidden(run: RunFolder) -> list[str]:
-    return sorted(path.name for path in run.root.iterdir() if path.name.startswith("."))
 
 
 def flip_a_byte(path: Path) -> None:
@@ -161,63 +134,6 @@ def test_no_checkpoint_is_a_start_and_none_that_verifies_is_an_error(run: RunFol
         newest(run)
 
 
-def test_a_published_step_is_never_rewritten(run: RunFolder):
-    before = {p: p.read_bytes() for p in save(run, 10).rglob("*") if p.is_file()}
-    with pytest.raises(CheckpointError, match="never rewritten"):
-        save(run, 10)
-    assert {p: p.read_bytes() for p in run.checkpoint(10).rglob("*") if p.is_file()} == before
-
-
-def test_an_error_while_saving_publishes_nothing_and_the_next_try_starts_clean(run: RunFolder):
-    with (
-        pytest.raises(OSError, match="disk full"),
-        publishing(run, 10, ALONE, config_hash="", image_digest=None) as folder,
-    ):
-        (folder / "stray.pt").write_bytes(b"half")
-        raise OSError("disk full")
-    assert newest(run) is None
-    assert "stray.pt" not in verify(save(run, 10)).files
-
-
-def test_a_save_of_nothing_is_refused(run: RunFolder):
-    with (
-        pytest.raises(CheckpointError, match="nothing was saved"),
-        publishing(run, 10, ALONE, config_hash="", image_digest=None),
-    ):
-        pass
-    assert newest(run) is None
-
-
-def test_all_ranks_write_one_checkpoint_and_leave_only_when_it_is_published(run: RunFolder):
-    barrier = threading.Barrier(4, timeout=30)
-
-    def one(rank: int) -> bool:
-        return (save(run, 10, Ranks(rank, 4, lambda: (barrier.wait(), None)[1])) / MANIFEST).exists()
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(one, range(4))) == [True] * 4
-    manifest = verify(run.checkpoint(10))
-    assert manifest.world_size == 4
-    assert {f"rng_state_{rank}.pth" for rank in range(4)} <= manifest.files.keys()
-
-
-@pytest.mark.parametrize("stage", ["writing", "_sync_tree", "_seal", "write_atomic", "_publish"])
-def test_a_process_killed_in_the_middle_of_a_save_leaves_the_former_checkpoint(run: RunFolder, stage: str):
-    save(run, 10)
-    argv = [sys.executable, "-m", "tests.run.killed_save", str(run.root), stage]
-    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as saver:
-        assert saver.stdout is not None
-        assert saver.stdout.readline() == "here\n"
-        saver.kill()
-    assert run.steps() == [10]
-    found = newest(run)
-    assert found is not None
-    assert found.manifest.step == 10
-    assert [path.name for path in clean_leftovers(run)] == [".saving-checkpoint-20"]
-    assert hidden(run) == []
-    verify(save(run, 20))
-
-
 def test_rotation_goes_by_step_and_spares_what_is_held(run: RunFolder):
     for step in (100, 9, 50, 20, 70):
         save(run, step)
@@ -299,5 +215,5 @@ def test_the_config_hash_ignores_order_and_sees_values():
 
 
 def test_checkpointing_needs_no_torch():
-    code = "import bbu.run.checkpoints, bbu.training.preemption, sys; assert 'torch' not in sys.modules"
+    code = "import bbu.run.publishing, bbu.training.preemption, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,11 +20,12 @@ from bbu.inference.scoring import CheckpointScorer
 from bbu.jobs.records import read_records
 from bbu.jobs.run_status import view_runs
 from bbu.jobs.status_report import status_dict, status_row
-from bbu.run.checkpoints import Ranks, newest, publishing, verify
+from bbu.run.checkpoints import newest, verify
 from bbu.run.folder import RUN_CONFIG, RunFolder
 from bbu.run.lease import Owner, held_lease
 from bbu.run.provenance import record_start
 from bbu.run.status import read_status
+from tests.checkpoints import publishing
 from tests.commands import Demo
 
 
@@ -70,7 +71,7 @@ def test_its_manifest_verifies_and_training_can_resume_from_it(run: RunFolder):
     checkpoint = newest(run)
     assert checkpoint is not None
     assert checkpoint.manifest == verify(run.checkpoint(6))
-    with publishing(run, 9, Ranks(0, 1, lambda: None), config_hash="c", image_digest=None) as folder:
+    with publishing(run, 9) as folder:
         (folder / "model.safetensors").write_bytes(b"weights")
     assert run.steps() == [6, 9]
 

@@ -34,9 +34,19 @@ def test_weights_that_would_round_updates_away_are_refused(tmp_path: Path):
     assert "would round most updates away" in refusal(tmp_path, "torch_dtype=bfloat16")
 
 
+def test_an_optimizer_whose_package_is_missing_is_refused_before_the_model_is_loaded(tmp_path: Path):
+    text = refusal(tmp_path, "optim=adamw_anyprecision")
+    assert "needs the Python package torchdistx, which is not installed" in text and "optim to adamw_torch" in text
+
+
 def test_a_chunked_language_head_is_refused_under_zero_3(tmp_path: Path):
     overrides = deepspeed_file(tmp_path, {"zero_optimization": {"stage": 3}})
     assert "use ZeRO-2" in refusal(tmp_path, *overrides, "logits_chunk_size=64")
+
+
+def test_adapters_under_zero_3_are_refused(tmp_path: Path):
+    overrides = deepspeed_file(tmp_path, {"zero_optimization": {"stage": 3}})
+    assert "lora_rank 4 with ZeRO-3 is not supported" in refusal(tmp_path, *overrides, "lora_rank=4")
 
 
 @pytest.mark.parametrize("gather", [{}, {"stage3_gather_16bit_weights_on_model_save": "auto"}], ids=["unset", "auto"])
@@ -50,6 +60,21 @@ def test_deepspeed_may_not_replace_the_learning_rates_of_the_groups(tmp_path: Pa
     """DeepSpeed's sections know one rate for all parameters."""
     overrides = deepspeed_file(tmp_path, {section: {"type": "WarmupLR", "params": {"warmup_max_lr": "auto"}}})
     assert f"{section} would replace the learning rates" in refusal(tmp_path, *overrides)
+
+
+OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+
+
+@pytest.mark.parametrize("force", [{}, {"zero_force_ds_cpu_optimizer": True}], ids=["unset", "true"])
+def test_an_offloaded_optimizer_must_be_the_runs_own(tmp_path: Path, force: dict):
+    """DeepSpeed's own calls no hook, so that NaN would pass and gn/<group> would be missing."""
+    overrides = deepspeed_file(tmp_path, OFFLOAD | force)
+    assert "add zero_force_ds_cpu_optimizer: false" in refusal(tmp_path, *overrides)
+
+
+def test_deepspeed_takes_weights_below_float32_under_mixed_precision_alone(tmp_path: Path):
+    overrides = deepspeed_file(tmp_path, {"zero_optimization": {"stage": 2}})
+    assert "set bf16 to true" in refusal(tmp_path, *overrides, "torch_dtype=bfloat16")
 
 
 def test_a_deepspeed_file_that_is_missing_or_broken_is_named(tmp_path: Path):

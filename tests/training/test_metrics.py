@@ -78,10 +78,13 @@ def test_the_heartbeat_is_written_at_most_once_an_interval(clock: Clock, tmp_pat
     assert status.seconds_left == pytest.approx(8 * 2.5)  # two steps took five seconds, eight are left
 
 
-def test_a_save_is_reported_at_once_and_a_loss_that_is_not_finite_does_not_break_the_file(clock: Clock, tmp_path: Path):
+def test_a_checkpoint_is_reported_at_once_and_a_loss_that_is_not_finite_does_not_break_the_file(
+    clock: Clock, tmp_path: Path
+):
     callback = status_callback(tmp_path, interval_s=5.0)
+    callback.on_train_begin(None, at_step(2), None)
     callback.on_log(None, at_step(3), None, {"loss": float("nan"), "samples_per_second": 2.0})
-    callback.on_save(None, at_step(3), None)
+    callback.write_checkpoint(3)
     status = read_status(RunFolder(tmp_path))
     assert (status.checkpoint_step, status.loss, status.samples_per_second) == (3, None, 2.0)
 

@@ -9,11 +9,14 @@ import torch
 
 from bbu.config.flat import DirectConfig
 from bbu.config.read import load_config
-from bbu.data.collators import Batch, StandardDataCollator
+from bbu.data.collators import Batch, PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import load_dataset
+from bbu.data.types import Sample
 from bbu.models.qwen import BBUModel, load_image_processor, load_model, load_tokenizer
-from bbu.training.objective import Objective
+from bbu.training.loss_manager import LossManager, global_counts
+from bbu.training.objective import Objective, PlannedCollator
 from tests.commands import Demo
+from tests.host_waits import host_waits
 
 HEAD = (
     "detection_enabled=true", "detection_num_queries=20", "detection_hidden_dim=32", "detection_num_layers=2",
@@ -27,12 +30,17 @@ def config(demo: Demo) -> DirectConfig:
 
 
 @pytest.fixture(scope="module")
-def batch(config: DirectConfig) -> Batch:
-    """Two padded training samples."""
+def samples(config: DirectConfig) -> list[Sample]:
+    """Two training samples."""
     folder = config.model.model_path
     tokenizer, processor = load_tokenizer(folder), load_image_processor(folder)
     dataset = load_dataset(config.data, tokenizer, processor, split="train", seed=1, max_length=4096)
-    return StandardDataCollator(0)([dataset[0], dataset[1]])
+    return [dataset[0], dataset[1]]
+
+
+@pytest.fixture(scope="module")
+def batch(samples: list[Sample]) -> Batch:
+    return StandardDataCollator(0)(samples)
 
 
 @pytest.fixture
@@ -73,6 +81,35 @@ def test_denoising_queries_belong_to_training_alone(config: DirectConfig, batch:
     assert any("_dn" in name for name in objective.losses(model, batch))
     with torch.no_grad():
         assert not any("_dn" in name for name in objective.losses(model.eval(), batch))
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_of_a_whole_micro_batch_the_matcher_alone_waits_for_the_device(
+    config: DirectConfig, samples: list[Sample], model: BBUModel, packed: bool
+):
+    collate = PackedDataCollator(0, max_total_length=8192, pad_to_multiple_of=64) if packed else StandardDataCollator(0)
+    batch = PlannedCollator(collate, model.config.vision_config)(samples)
+    objective, losses = Objective(config.detection, 16), LossManager(config.training, config.detection)
+
+    def step() -> None:
+        sums = objective.losses(model, batch)
+        losses.update(sums)
+        losses.objective(sums, counts).backward()
+
+    counts = global_counts(objective.counts([batch]))
+    waits = host_waits(step, model, batch, counts, losses._window)
+    assert len(waits) == 1 and "matcher.py" in waits[0], "\n".join(waits)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_what_a_loaders_worker_plans_changes_no_loss(
+    config: DirectConfig, samples: list[Sample], model: BBUModel, packed: bool
+):
+    collate = PackedDataCollator(0, max_total_length=8192) if packed else StandardDataCollator(0)
+    objective, model = Objective(config.detection, 0), model.eval()
+    planned = objective.losses(model, PlannedCollator(collate, model.config.vision_config)(samples))
+    for name, loss in objective.losses(model, collate(samples)).items():
+        assert torch.equal(planned[name].total, loss.total) and planned[name].count == loss.count
 
 
 def test_without_a_head_the_language_losses_are_all(demo: Demo, batch: Batch):

@@ -18,7 +18,7 @@ class GuardedOptimizer:
     def __init__(self, **settings: object) -> None:
         training = dataclasses.replace(load_config("smoke").training, **settings)
         self.steps_done = 0
-        self.guard = GradientGuard(training, sharded=False, step=lambda: self.steps_done)
+        self.guard = GradientGuard(training, reduce_on=None, step=lambda: self.steps_done)
         self.weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
         groups = [{"params": [w], "group": name} for w, name in zip(self.weights, ("llm", "vision"), strict=True)]
         self.optimizer = torch.optim.AdamW(groups, 0.1)
