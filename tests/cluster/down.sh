@@ -12,8 +12,6 @@ done
 # shellcheck source=services.sh
 . "$here/services.sh"
 
-no_jobs() { [ -z "$(squeue -h)" ]; }
-
 # image_servers: the processes that serve images to this cluster's jobs; the other cluster's may be at work.
 image_servers() {
     local pid
@@ -23,10 +21,8 @@ image_servers() {
 }
 
 need_root_on_debian
-if [ -f "$SLURM_CONF" ] && pid_of slurmctld >/dev/null; then
-    scancel --user="$BBU_USER" 2>/dev/null || true # steps would outlive their slurmd
-    wait_for 30 "the end of all jobs" no_jobs
-fi
+# steps would outlive their slurmd
+if [ -f "$SLURM_CONF" ] && pid_of slurmctld >/dev/null; then cancel_jobs; fi
 stop_services
 # a job that was killed outright leaves its image served, since the server must outlive all other signals
 image_servers | xargs -r kill -KILL 2>/dev/null || true

@@ -159,7 +159,16 @@ start_nodes() {
     local node
     for node in "${SLURM_NODES[@]}"; do daemon "slurmd-$node" slurmd -N "$node" "${SLURMD_OPTIONS[@]}"; done
     wait_for 60 "the nodes" all_nodes_up
+    # a session that was killed leaves its jobs to the next slurmctld, which starts them again on nodes that tests need
+    case " ${started[*]} " in *" slurmctld "*) cancel_jobs ;; esac
 }
+
+cancel_jobs() {
+    scancel --user="$BBU_USER" 2>/dev/null || true
+    wait_for 30 "the end of all jobs" no_jobs
+}
+
+no_jobs() { [ -z "$(squeue -h)" ]; }
 
 # all_nodes_up: nodes that a killed session left down or drained are taken back into service.
 all_nodes_up() {
