@@ -10,6 +10,8 @@
 #   BBU_REQUEUE        no: leave with 75 and never requeue the job (yes)
 #   BBU_MAX_REQUEUES   how often the job may be requeued as long as COMMAND has not stated it (20). `bbu.submit` sets
 #                      it from the run config, for a job that is stopped before COMMAND has read that
+#   BBU_SIGNAL_SECONDS how long before its time limit the job gets the stop signal (not known): a job that has no more
+#                      time than that is warned of, since it will be stopped as soon as it begins
 # and the variables of container.sh.
 #
 # COMMAND finds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for torch.distributed. On rank 0 it also finds
@@ -34,7 +36,7 @@ main() {
     trap : USR1 USR2 TERM
     trap 'rm -f "$cap_file"' EXIT
     set_rank
-    [ "$RANK" != 0 ] || make_cap_file
+    [ "$RANK" != 0 ] || { make_cap_file; warn_of_early_signal; }
     bash "$(dirname "${BASH_SOURCE[0]}")/container.sh" "$@" </dev/null
     leave "$?"
 }
@@ -71,6 +73,17 @@ make_cap_file() {
     cap_file=$(mktemp "${TMPDIR:-/tmp}/bbu-requeue-cap.XXXXXX") ||
         report "cannot write to ${TMPDIR:-/tmp}: max_requeues of the run config is not heard; set TMPDIR"
     export BBU_REQUEUE_CAP=$cap_file
+}
+
+# warn_of_early_signal: report it where Slurm sends the stop signal as soon as the job begins.
+warn_of_early_signal() {
+    local limit seconds=${BBU_SIGNAL_SECONDS:-0}
+    [ -n "${SLURM_PROCID:-}" ] && [ "$seconds" -gt 0 ] || return 0
+    limit=$(squeue -h -j "$(job_id)" -o %l 2>/dev/null)
+    [[ $limit =~ ^(([0-9]+):)?([0-9]+):([0-9]+)$ ]] || return 0 # days, or no limit
+    [ $((3600 * 10#0${BASH_REMATCH[2]} + 60 * 10#${BASH_REMATCH[3]} + 10#${BASH_REMATCH[4]})) -gt "$seconds" ] ||
+        report "the job's time limit is $limit, and it gets the signal to save $seconds s before that: each start is" \
+            "stopped at once; give it more time (--time), or fewer seconds to both --signal and BBU_SIGNAL_SECONDS"
 }
 
 # leave CODE: end with the exit code that belongs to COMMAND's.

@@ -103,6 +103,15 @@ _CROSS_RULES = (
         )
         for kind in _KINDS
     ),
+    *(
+        CrossRule(
+            ("signal_seconds", f"{kind}.time_minutes"),
+            lambda seconds, minutes: seconds >= 60 * minutes,
+            f"{kind}.time_minutes: is {{1}}, so that each start gets the signal to save at once; state more minutes, "
+            "or fewer than {0} as signal_seconds",
+        )
+        for kind in _KINDS
+    ),
 )
 
 

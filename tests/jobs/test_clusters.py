@@ -81,6 +81,10 @@ def test_control_characters_are_refused(tmp_path: Path, changes: dict):
         ({"code": "image"}, "code: is image, but image is null"),
         ({"image_sha256": "a" * 64}, "image_sha256: is set, but image is null"),
         ({"eval": LOCAL["eval"] | {"gpu_type": "a100"}}, "eval.gpu_type: is a100, but gpus_per_node is 0"),
+        (
+            {"train": LOCAL["train"] | {"time_minutes": 1}},
+            "train.time_minutes: is 1, so that each start gets the signal",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, changes: dict, finding: str):

@@ -25,7 +25,7 @@ def test_slurm_is_asked_for_what_profile_and_job_state():
     options = parameters()
     assert (options["nodes"], options["partition"], options["account"]) == (2, "gpu", "my-project")
     assert options["dependency"] == "afterok:7:8"
-    assert options["signal_delay_s"] == 120 and options["exclusive"] is True
+    assert options["signal_delay_s"] == 600 and options["exclusive"] is True
     assert "qos" not in options and "nice" not in options["additional_parameters"]
     assert {"--cpus-per-task=8", "--kill-on-bad-exit=1"} <= set(options["srun_args"])
 

@@ -227,6 +227,18 @@ def test_a_refused_requeue_is_reported(slurm: dict[str, str], slurm_commands: Sl
 # The cap.
 
 
+@pytest.mark.parametrize(
+    ("limit", "warns"), [("10:00", True), ("10:01", False), ("1:00:00", False), ("2-00:00:00", False)]
+)
+def test_a_job_that_is_told_to_save_as_soon_as_it_begins_is_warned_of(
+    slurm: dict[str, str], slurm_commands: SlurmCommands, limit: str, warns: bool
+):
+    slurm_commands(limit)
+    done = run_task(slurm, "leave.py", "0", BBU_SIGNAL_SECONDS="600")
+    assert done.returncode == 0
+    assert (f"time limit is {limit}, and it gets the signal to save 600 s before that" in done.stderr) == warns
+
+
 def test_the_cap_ends_a_job_that_was_restarted_often_enough(slurm: dict[str, str], tmp_path: Path):
     done = run_task(slurm, "leave.py", "75", "1", SLURM_RESTART_COUNT="1")
     assert done.returncode == 75 and "the most allowed" in done.stderr and not requeued(tmp_path)

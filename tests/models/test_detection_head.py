@@ -164,7 +164,7 @@ def test_weights_in_bfloat16_work_and_boxes_stay_float32(folder: Path):
     assert output.boxes.dtype == output.logits.dtype == torch.float32 and torch.isfinite(output.boxes).all()
     captions = model.detection_head.captions
     tokens = torch.zeros(2, 3, dtype=torch.int64)
-    logits = captions(output.states[:, 0], tokens, model.get_input_embeddings(), model.lm_head)
+    logits = model.lm_head(captions(output.states[:, 0], tokens, model.get_input_embeddings()))
     assert logits.dtype == torch.bfloat16 and torch.isfinite(logits).all()
     captions.generate(output.states[:, 0], model.get_input_embeddings(), model.lm_head, end=5)
 
