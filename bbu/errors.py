@@ -29,7 +29,7 @@ STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 _PACKAGE = os.path.dirname(__file__)
 """This package's folder. A checkout may have the same name, so a path is this project's by its beginning alone."""
-_BASE_PACKAGES = ("yaml", "PIL", "simplejpeg", "numpy", "submitit", "json_repair", "tabulate")
+_BASE_PACKAGES = ("yaml", "PIL", "simplejpeg", "pyvips", "numpy", "submitit", "json_repair", "tabulate")
 """What the project's base installs; all other packages come with its extra `train`."""
 _MAX_WORD = 100
 """Letters of a word that are compared with valid words: the time grows with their square."""

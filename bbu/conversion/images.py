@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from bbu.conversion.frames import upright_size
 from bbu.conversion.rejects import Unusable
-from bbu.conversion.resample import resample_picture
 from bbu.resize import ResizePlan
 
 _ORIENTATION_TAG = 274
@@ -76,7 +76,7 @@ def make_resized(jpeg: bytes, plan: ResizePlan, orientation: int, quality: int) 
         Unusable: the file does not decode to its end, or is damaged inside.
     """
     size = upright_size((plan.width, plan.height), orientation)  # a quarter turn is its own inverse here
-    resized = Image.fromarray(resample_picture(_decode(_without_metadata(jpeg), size), size))
+    resized = Image.fromarray(_resample(_decode(_without_metadata(jpeg), size), size))
     if orientation in TRANSPOSES:
         resized = resized.transpose(TRANSPOSES[orientation])
     buffer = io.BytesIO()
@@ -125,6 +125,29 @@ def _decode_colours(jpeg: bytes, colours: str, least: tuple[int, int], strict: b
     # Inverted, as Adobe's programs write them and Pillow reads them.
     image = Image.frombuffer("CMYK", inks.shape[1::-1], inks, "raw", "CMYK;I", 0, 1)
     return np.asarray(image.convert("RGB"))
+
+
+def _resample(pixels: _Pixels, size: tuple[int, int]) -> _Pixels:
+    """Resample an RGB picture (height, width, 3) to `size` (width, height) with Lanczos windows.
+
+    libvips takes a sixth of Pillow's time, and computes in whole numbers: the bytes are the same with and without
+    vector instructions. It enlarges by another filter, half a pixel beside, so Pillow does that.
+    """
+    height, width, _ = pixels.shape
+    if size[0] > width or size[1] > height:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    picture = _libvips().Image.new_from_array(pixels)
+    return picture.resize(size[0] / width, vscale=size[1] / height, kernel="lanczos3").numpy()
+
+
+@lru_cache(maxsize=1)
+def _libvips() -> Any:
+    """The binding of libvips, whose import starts the library. Its threads do not survive a fork."""
+    import pyvips
+
+    pyvips.cache_set_max(0)  # it would keep the pixels of the last hundred pictures
+    pyvips.vips_lib.vips_concurrency_set(1)  # photos are converted in as many processes as there are cores
+    return pyvips
 
 
 def _check_work(scans: bytes, pixels: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -116,7 +117,7 @@ def _convert_in_pool(
     results: dict[str, PhotoResult] = {}
     running: dict[Future[PhotoResult], PhotoFiles] = {}
     left = iter(photos)
-    pool = ProcessPoolExecutor(processes)
+    pool = _start_pool(processes)
     try:
         while True:
             for files in islice(left, processes * _PHOTOS_AHEAD - len(running)):
@@ -132,9 +133,14 @@ def _convert_in_pool(
         pool.shutdown(cancel_futures=True)
 
 
+def _start_pool(processes: int) -> ProcessPoolExecutor:
+    """Start processes that are no forks of this one, since a fork of a process that has used libvips hangs in it."""
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver"))
+
+
 def _convert_alone(files: PhotoFiles, convert: partial[PhotoResult], config: DataConfig) -> PhotoResult:
     """Convert a photo in a process of its own, so that it can take no other one with it."""
-    with ProcessPoolExecutor(1) as pool:
+    with _start_pool(1) as pool:
         try:
             return pool.submit(convert, files).result()
         except BrokenProcessPool:

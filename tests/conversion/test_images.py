@@ -7,10 +7,11 @@ import random
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat
 
-from bbu.conversion.images import make_resized, read_frame
+from bbu.conversion.images import _resample, make_resized, read_frame
 from bbu.conversion.rejects import Unusable
 from bbu.resize import ResizePlan, smart_resize
 
@@ -193,3 +194,22 @@ def test_pixels_are_those_of_a_full_decoding_that_pillow_resized(target: tuple[i
     data = jpeg(NOISE.filter(ImageFilter.GaussianBlur(1)))
     written = make_resized(data, ResizePlan(640, 480, *target), 1, 100)
     assert difference_from_pillow(data, written, 100) < 255 / 10 ** (45 / 20)  # 45 dB
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1440, 1080), (532, 392)), ((300, 401), (28, 56)), ((740, 540), (728, 532)), ((733, 531), (728, 532)),
+        ((90, 70), (308, 224)), ((1, 3), (56, 28)), ((57, 1), (9, 5)), ((1, 1), (28, 28)),
+    ],
+)  # fmt: skip
+def test_resampling_moves_nothing_whatever_the_sizes(before: tuple[int, int], after: tuple[int, int]) -> None:
+    """In noise, a tenth of a pixel would show: it is 7 levels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (before[1], before[0], 3), np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize(after, Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(_resample(pixels, after) - expected).mean() < 2
+
+
+def test_a_plain_picture_keeps_its_colour() -> None:
+    plain = np.full((480, 640, 3), (3, 120, 255), np.uint8)
+    assert np.unique(_resample(plain, (252, 196)).reshape(-1, 3), axis=0).tolist() == [[3, 120, 255]]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from bbu.conversion import photo, reuse
+from bbu.conversion import images, photo, reuse
 from bbu.conversion.labels import load_rules
 from bbu.conversion.listing import list_vendor_folder
 from bbu.conversion.rejects import Reject
@@ -33,21 +39,35 @@ def reject_of(result: PhotoResult) -> Reject:
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, color: str, fail: Callable[[], object]) -> None:
     """Let the decoding of photos of one colour fail."""
-    make_resized = photo.make_resized
-
-    def decode(data: bytes, *arguments: object) -> bytes:
-        if data == jpeg(color):
-            fail()
-        return make_resized(data, *arguments)
-
-    monkeypatch.setattr(photo, "make_resized", decode)
+    patch_all_processes(monkeypatch, photo, "make_resized", partial(fail_or_make, color, fail))
 
 
-def raising(error: BaseException) -> Callable[[], object]:
-    def fail() -> object:
-        raise error
+def fail_or_make(color: str, fail: Callable[[], object], data: bytes, *arguments: Any) -> bytes:
+    if data == jpeg(color):
+        fail()
+    return images.make_resized(data, *arguments)
 
-    return fail
+
+def patch_all_processes(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, replacement: Any) -> None:
+    """Patch a name of a module here and in the processes that convert."""
+    monkeypatch.setattr(module, name, replacement)
+    start = partial(
+        ProcessPoolExecutor, mp_context=multiprocessing.get_context("forkserver"), initializer=patch_this_process,
+        initargs=(module.__name__, name, replacement),
+    )  # fmt: skip
+    monkeypatch.setattr(reuse, "_start_pool", start)
+
+
+def patch_this_process(module: str, name: str, replacement: Any) -> None:
+    setattr(importlib.import_module(module), name, replacement)
+
+
+def raise_error(error: BaseException, *_: object) -> object:
+    raise error
+
+
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +126,7 @@ def test_what_stands_in_place_of_a_file_is_that_photos_reject(tmp_path: Path, ha
 def test_whatever_one_photo_raises_is_its_reject(tmp_path, monkeypatch, error: Exception, processes: int) -> None:
     for name, color in {"a": "grey", "bad": "red", "c": "grey"}.items():
         put_photo(tmp_path / "vendor", name, color)
-    fail_at(monkeypatch, "red", raising(error))
+    fail_at(monkeypatch, "red", partial(raise_error, error))
     results = convert(tmp_path, convert_processes=processes)
     assert results["a"].outcome.photo and results["c"].outcome.photo
     reject = reject_of(results["bad"])
@@ -117,7 +137,7 @@ def test_whatever_one_photo_raises_is_its_reject(tmp_path, monkeypatch, error: E
 def test_a_photo_that_kills_its_process_is_rejected_and_the_others_are_converted(tmp_path, monkeypatch) -> None:
     for index in range(12):
         put_photo(tmp_path / "vendor", f"p{index:02d}", "red" if index == 5 else "grey")
-    fail_at(monkeypatch, "red", lambda: os.kill(os.getpid(), signal.SIGKILL))
+    fail_at(monkeypatch, "red", kill_this_process)
     results = convert(tmp_path, convert_processes=2)
     assert [name for name, result in results.items() if not result.outcome.photo] == ["p05"]
     assert "killed" in reject_of(results["p05"]).detail
@@ -147,18 +167,27 @@ def test_a_vendor_folder_that_has_gone_ends_the_conversion(tmp_path: Path) -> No
 def test_a_photo_that_cannot_be_written_ends_the_conversion(tmp_path, monkeypatch, code: int, processes: int) -> None:
     for name in "abc":
         put_photo(tmp_path / "vendor", name)
-
-    def refuse(path: Path, data: bytes) -> None:
-        raise OSError(code, os.strerror(code), str(path))
-
-    monkeypatch.setattr(reuse, "write_file", refuse)
+    patch_all_processes(monkeypatch, reuse, "write_file", partial(refuse_to_write, code))
     with pytest.raises(OSError) as caught:
         convert(tmp_path, convert_processes=processes)
     assert caught.value.errno == code and "data" in caught.value.filename
 
 
+def test_photos_convert_in_other_processes_after_some_in_this_one(tmp_path: Path) -> None:
+    """The threads of libvips do not survive a fork."""
+    for name in "abc":
+        put_photo(tmp_path / "vendor", name)
+    assert convert(tmp_path)["a"].outcome.photo
+    others = convert(tmp_path, convert_processes=2)
+    assert all(result.outcome.photo for result in others.values())
+
+
+def refuse_to_write(code: int, path: Path, data: bytes) -> None:
+    raise OSError(code, os.strerror(code), str(path))
+
+
 def test_too_many_open_files_are_no_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_photo(tmp_path / "vendor", "p", "red")
-    fail_at(monkeypatch, "red", raising(OSError(errno.EMFILE, "Too many open files")))
+    fail_at(monkeypatch, "red", partial(raise_error, OSError(errno.EMFILE, "Too many open files")))
     with pytest.raises(OSError, match="Too many"):
         convert(tmp_path)
