@@ -156,8 +156,8 @@ def save_adapters(model: nn.Module, folder: Path, weights: Mapping[str, torch.Te
         for name, tensor in weights.items()
         if is_adapter_name(name)
     }
-    metadata = {"format": "pt", _FINGERPRINT: str(model.base_fingerprint)}
-    save_file(copies, folder / ADAPTER_WEIGHTS, metadata=metadata)
+    # One entry, because safetensors writes several in random order, and the same adapters shall give the same bytes.
+    save_file(copies, folder / ADAPTER_WEIGHTS, metadata={_FINGERPRINT: str(model.base_fingerprint)})
     dataclasses.replace(config, inference_mode=True).save_pretrained(str(folder))
 
 
