@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -134,8 +135,9 @@ def _convert_in_pool(
 
 
 def _start_pool(processes: int) -> ProcessPoolExecutor:
-    """Start processes that are no forks of this one, since a fork of a process that has used libvips hangs in it."""
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver"))
+    """Start processes as forks, which begin at once; a fork of a process that has used libvips would hang in it."""
+    method = "forkserver" if "pyvips" in sys.modules else "fork"
+    return ProcessPoolExecutor(processes, multiprocessing.get_context(method))
 
 
 def _convert_alone(files: PhotoFiles, convert: partial[PhotoResult], config: DataConfig) -> PhotoResult:
