@@ -24,7 +24,8 @@ Role = Literal["teacher", "student"]
 ROLE_CODES: dict[Role, int] = {"teacher": 1, "student": 2}
 """Values of a batch's `answer_roles`; 0 is a token nobody is supervised on."""
 Source = Literal["answer", "head", "both"]
-"""How objects are predicted: by the answer that the language model writes, by the detection head, or by both merged."""
+"""How objects are predicted: by the answer that the language model writes, by the detection head, or by both: the
+head's finds, and weaker ones that the answer confirms."""
 SOURCES: tuple[Source, ...] = get_args(Source)
 REPORT_FILE, REJECTS_FILE, SHARD_FOLDER = "conversion_report.json", "rejects.jsonl", ".shards"
 """What a conversion writes into data_root beside records and images."""

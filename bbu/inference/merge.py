@@ -1,42 +1,69 @@
-"""Merges two lists of objects in one photo into one. Torch-free."""
+"""What becomes of objects that are detected twice: by two queries of the head, or by head and answer. Torch-free."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bbu.boxes import pairwise_iou_and_giou
 from bbu.schema import BBUObject
 
 ScoredObjects = tuple[Sequence[BBUObject], Sequence[float]]
 """Objects of one photo, and the score of each."""
-_SAME_IOU = 0.5
+SAME_IOU = 0.5
 """IoU from which two boxes count as the same part: the loosest threshold of COCO's metrics."""
 
 
-def merge_objects(first: ScoredObjects, second: ScoredObjects) -> tuple[tuple[BBUObject, ...], tuple[float, ...]]:
-    """Take all of `first`, in its order, then what only `second` has, in the order of its scores.
+def select_distinct(corners: NDArray[np.floating], scores: NDArray[np.floating]) -> list[int]:
+    """Select boxes, best first, and of those that mark the same part the best alone (greedy NMS, any label).
 
-    An object of `first` that `second` has too keeps its own box and label, and gets the score of two independent
-    witnesses: 1 - (1 - a)(1 - b). Each object of `second` confirms one of `first`, the one that it overlaps most.
+    Args:
+        corners: boxes [Q, 4] in the corner form.
+        scores: [Q].
+
+    Returns:
+        Indices of the selected boxes.
     """
-    objects, scores = list(first[0]), list(first[1])
-    candidates = sorted(zip(*second, strict=True), key=lambda pair: -pair[1])
-    overlaps = _pairwise_iou([item for item, _ in candidates], objects)
-    confirmed: set[int] = set()
-    rest: list[tuple[BBUObject, float]] = []
-    for (item, score), row in zip(candidates, overlaps, strict=True):
-        iou, index = max(((iou, i) for i, iou in enumerate(row) if i not in confirmed), default=(0.0, -1))
-        if iou >= _SAME_IOU:
-            confirmed.add(index)
-            scores[index] = 1 - (1 - scores[index]) * (1 - score)
-        else:
-            rest.append((item, score))
-    return tuple(objects + [item for item, _ in rest]), tuple(scores + [score for _, score in rest])
+    order = np.argsort(-scores, kind="stable")
+    is_same = pairwise_iou_and_giou(corners[order], corners[order])[0] >= SAME_IOU
+    places: list[int] = []
+    for place in range(len(order)):
+        if not is_same[place, places].any():
+            places.append(place)
+    return order[places].tolist()
 
 
-def _pairwise_iou(first: Sequence[BBUObject], second: Sequence[BBUObject]) -> list[list[float]]:
-    """IoU of each object of `first` with each of `second`, a row for each of `first`."""
-    if not first or not second:
-        return [[] for _ in first]
-    iou, _ = pairwise_iou_and_giou([item.bbox_2d for item in first], [item.bbox_2d for item in second])
-    return iou.tolist()
+def overlaps_any(corners: NDArray[np.floating], others: Sequence[BBUObject]) -> NDArray[np.bool_]:
+    """Whether each box [Q, 4] marks the same part as any of some objects: [Q]."""
+    if not others:
+        return np.zeros(len(corners), dtype=bool)
+    iou, _ = pairwise_iou_and_giou(corners, np.array([item.bbox_2d for item in others], dtype=float))
+    return (iou >= SAME_IOU).any(axis=1)
+
+
+def confirm_finds(
+    finds: ScoredObjects, answer: ScoredObjects, threshold: float
+) -> tuple[tuple[BBUObject, ...], tuple[float, ...]]:
+    """Take the head's finds that reach `threshold`, and weaker ones that the answer confirms; best first.
+
+    The answer confirms the find that it overlaps most, of those with its label, and adds none of its own. A find that
+    is confirmed gets the score of two independent witnesses: 1 - (1 - a)(1 - b).
+    """
+    objects, scores = finds
+    witness: dict[int, float] = {}
+    for item, score in sorted(zip(*answer, strict=True), key=lambda pair: -pair[1]):
+        alike = [i for i, find in enumerate(objects) if find.desc == item.desc and i not in witness]
+        if alike:
+            iou, _ = pairwise_iou_and_giou([item.bbox_2d], [objects[i].bbox_2d for i in alike])
+            best = int(iou[0].argmax())
+            if iou[0, best] >= SAME_IOU:
+                witness[alike[best]] = score
+    taken = [
+        (find, 1 - (1 - score) * (1 - witness.get(i, 0.0)))
+        for i, (find, score) in enumerate(zip(objects, scores, strict=True))
+        if score >= threshold or i in witness
+    ]
+    taken.sort(key=lambda pair: -pair[1])
+    return tuple(find for find, _ in taken), tuple(score for _, score in taken)

@@ -15,12 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from transformers import LogitsProcessorList
 
-from bbu.boxes import scale_box, to_corners
+from bbu.boxes import to_corners
 from bbu.config.domains import DataConfig, DetectionConfig, ModelConfig
 from bbu.config.read import load_recorded_config
 from bbu.data.collators import Batch, StandardDataCollator
@@ -30,7 +31,7 @@ from bbu.data.prompts import get_prompt
 from bbu.data.records import read_pool
 from bbu.data.types import Sample
 from bbu.errors import CheckpointError, DataError, ModelError
-from bbu.inference.merge import merge_objects
+from bbu.inference.merge import confirm_finds, overlaps_any, select_distinct
 from bbu.inference.parse import parse_answer
 from bbu.inference.photos import Photo, PhotoInput, iterate_photos
 from bbu.inference.results import FAILED, DetectionLists, PhotoResult, Tally
@@ -65,12 +66,6 @@ class Detections:
     """How the answer was parsed (`ParseStatus`); always ok for the head, whose output cannot be malformed."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Reason -> number of things in the answer that are not usable objects."""
-
-    def scoring_at_least(self, min_score: float) -> Detections:
-        """Leave out the objects whose score is below `min_score`."""
-        pairs = [(item, score) for item, score in zip(self.objects, self.scores, strict=True) if score >= min_score]
-        objects, scores = tuple(item for item, _ in pairs), tuple(score for _, score in pairs)
-        return dataclasses.replace(self, objects=objects, scores=scores)
 
 
 _Query = Callable[[Sequence[Sample]], list[Detections]]
@@ -210,7 +205,7 @@ class Predictor:
         if source is None:
             self._state_default_source()
         # The caller of a generator does not keep its images, so the results must not either.
-        is_kept = isinstance(images, Sequence | Image.Image | numpy.ndarray)
+        is_kept = isinstance(images, Sequence | Image.Image | np.ndarray)
         results = [
             item if is_kept or item.photo is None or item.photo.is_file else dataclasses.replace(item, photo=None)
             for item in self.stream_results(images, prompt, source=source)
@@ -304,34 +299,52 @@ class Predictor:
         return Detections(answer.objects, scores, SCORE_SOURCE, sample.image_size, answer.status, answer.rejected)
 
     @torch.inference_mode()
-    def _query_head(self, samples: Sequence[Sample], batch: dict[str, Any], min_score: float) -> list[Detections]:
-        """Run the vision tower and the head; the language model is not run."""
+    def _query_head(
+        self, samples: Sequence[Sample], batch: dict[str, Any], min_score: float, answers: Sequence[Detections] = ()
+    ) -> list[Detections]:
+        """Run the vision tower and the head; the language model is not run.
+
+        Args:
+            samples: the questions.
+            batch: the same, collated.
+            min_score: the least score of a find that is reported.
+            answers: those to the questions; a find that marks a part named there is reported whatever its score.
+        """
         query = DetectionQuery(batch["student_images"], batch["prompt_ids"], batch["prompt_mask"])
         vision = {key: batch[key] for key in ("pixel_values", "image_grid_thw")}
         _, output = self._model(**vision, detection=query, read_detection=lambda output, model: output)
-        rows, queries, scores = self._best_queries(output, min_score)
-        captions = self._decode_captions(output.states[rows, queries])
-        # 0..1 of the image, from the last decoder layer
-        corners = to_corners(output.boxes[-1][rows, queries]).clamp(0, 1).tolist()
+        boxes, scores = _last_finds(output, [sample.image_size for sample in samples])
+        named = [answer.objects for answer in answers] or [()] * len(samples)
+        chosen = [
+            (row, query)
+            for row in range(len(samples))
+            for query in self._best_queries(boxes[row], scores[row], min_score, named[row])
+        ]
+        captions = self._decode_captions(output.states[tuple(torch.tensor(chosen, dtype=torch.int64).reshape(-1, 2).T)])
         pairs: list[list[tuple[BBUObject, float]]] = [[] for _ in samples]
-        for row, box, caption, score in zip(rows.tolist(), corners, captions, scores.tolist(), strict=True):
-            pixels = scale_box(box, (1, 1), samples[row].image_size)
-            if pixels[0] < pixels[2] and pixels[1] < pixels[3] and caption:
-                pairs[row].append((BBUObject(pixels, caption), score))
+        for (row, query), caption in zip(chosen, captions, strict=True):
+            x1, y1, x2, y2 = boxes[row, query].tolist()
+            if x1 < x2 and y1 < y2 and caption:
+                pairs[row].append((BBUObject((x1, y1, x2, y2), caption), float(scores[row, query])))
         return [
             Detections(tuple(item for item, _ in one), tuple(s for _, s in one), "objectness", sample.image_size)
             for one, sample in zip(pairs, samples, strict=True)
         ]
 
     def _best_queries(
-        self, output: DetectionOutput, min_score: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Select the queries that are reported: (row in the batch, query, score), three [M], best first in each row."""
-        scores = output.logits[-1].sigmoid().masked_fill(~output.valid, 0.0)
-        best, order = scores.topk(min(scores.shape[1], self._detection.detection_max_predictions), dim=1)
-        # A score of 0 is that of a query which is padding.
-        rows, columns = ((best >= min_score) & (best > 0)).nonzero(as_tuple=True)
-        return rows, order[rows, columns], best[rows, columns]
+        self, boxes: NDArray[np.floating], scores: NDArray[np.floating], min_score: float, named: Sequence[BBUObject]
+    ) -> list[int]:
+        """Select the queries of one photo that are reported, best first; each part once.
+
+        Args:
+            boxes: of all queries [Q, 4], in pixels.
+            scores: of all queries [Q]; 0 is that of a query which is padding.
+            min_score: the least score that is reported.
+            named: objects of the answer, whose parts are reported whatever the score.
+        """
+        is_reported = (scores > 0) & ((scores >= min_score) | overlaps_any(boxes, named))
+        distinct = select_distinct(boxes, scores)[: self._detection.detection_max_predictions]
+        return [query for query in distinct if is_reported[query]]
 
     def _decode_captions(self, states: torch.Tensor) -> list[str]:
         """Generate a caption for each query state, [M, D] with D the width of the head."""
@@ -343,8 +356,9 @@ class Predictor:
         return [text.strip() for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _query_both(self, samples: Sequence[Sample], batch: dict[str, Any], min_score: float) -> list[Detections]:
-        pairs = zip(self._query_answer(samples, batch), self._query_head(samples, batch, min_score), strict=True)
-        return [merge_detections(answer, head) for answer, head in pairs]
+        answers = self._query_answer(samples, batch)
+        heads = self._query_head(samples, batch, min_score, answers)
+        return [confirm_detections(head, answer, min_score) for head, answer in zip(heads, answers, strict=True)]
 
     @cached_property
     def _end_tokens(self) -> list[int]:
@@ -369,6 +383,20 @@ class _Prepared:
     """The question about it."""
     plan: ResizePlan
     """How it was resized."""
+
+
+def _last_finds(
+    output: DetectionOutput, sizes: Sequence[tuple[int, int]]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Boxes [B, Q, 4] in pixels and scores [B, Q] of all queries, from the head's last layer; padding scores 0.
+
+    Args:
+        output: of the head, for B photos and Q queries.
+        sizes: (width, height) of each photo.
+    """
+    corners = to_corners(output.boxes[-1]).clamp(0, 1).cpu().numpy()
+    scores = output.logits[-1].sigmoid().masked_fill(~output.valid, 0.0).cpu().numpy()
+    return corners * np.array([size * 2 for size in sizes])[:, None], scores
 
 
 def _result_of(photo: Photo, plan: ResizePlan, source: Source, detections: Detections) -> PhotoResult:
@@ -418,10 +446,10 @@ def describe_source(predictor: Predictor) -> str:
     return "objects come from the language model's answer; this checkpoint has no detection head"
 
 
-def merge_detections(answer: Detections, head: Detections) -> Detections:
-    """Merge two sources: the answer's objects, confirmed where the head detected them too, and the head's others."""
-    objects, scores = merge_objects((answer.objects, answer.scores), (head.objects, head.scores))
-    return Detections(objects, scores, "both", answer.size, answer.status, answer.rejected)
+def confirm_detections(head: Detections, answer: Detections, min_score: float) -> Detections:
+    """Take the head's finds that score at least `min_score`, and weaker ones that the answer names alike."""
+    objects, scores = confirm_finds((head.objects, head.scores), (answer.objects, answer.scores), min_score)
+    return Detections(objects, scores, "both", head.size, answer.status, answer.rejected)
 
 
 class Qwen25VLInference(Predictor):

@@ -227,11 +227,11 @@ class _PhotoPredictor:
     def _detect(self, images: Mapping[str, Image.Image], source: Source) -> dict[str, Detections]:
         """The detections in each photo, by the photo's name."""
         if source == "both":
-            from bbu.inference.predictor import merge_detections
+            from bbu.inference.predictor import confirm_detections
 
             answers, heads = self._detect(images, "answer"), self._detect(images, "head")
             least = self._config.detection.detection_score_threshold
-            return {name: merge_detections(answers[name], heads[name].scoring_at_least(least)) for name in images}
+            return {name: confirm_detections(heads[name], answers[name], least) for name in images}
         missing = [name for name in images if (name, source) not in self._detections]
         if missing:
             # Detections of the head with a low score too: average precision needs them, the headline leaves them out.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from bbu.data.collators import StandardDataCollator
 from bbu.data.dataset import SampleBuilder
 from bbu.data.prompts import get_prompt
 from bbu.errors import CheckpointError, DataError, ModelError
-from bbu.inference.predictor import Predictor, Qwen25VLInference
+from bbu.inference.predictor import Detections, Predictor, Qwen25VLInference
+from bbu.models.detection_head import DetectionOutput
 from bbu.models.qwen import MODEL_INPUTS, load_image_processor, load_model, load_tokenizer
 from bbu.models.tiny import build_tiny_model
 from bbu.run.checkpoints import MANIFEST
@@ -105,6 +108,46 @@ def test_the_head_is_queried_where_there_is_one_and_that_is_said_once(published:
     answered = predictor.predict_detection(photos / "a.png", source="answer")
     assert [(result.source, result.status) for result in answered.results] == [("answer", "truncated")]
     assert capsys.readouterr().err.startswith("bbu.inference: 1 photos: 1 truncated")
+
+
+NEAR_EACH_OTHER = ((0.30, 0.30, 0.2, 0.2), (0.31, 0.30, 0.2, 0.2), (0.30, 0.29, 0.2, 0.2))
+"""Centres and sizes, as shares of the image."""
+APART = ((0.7, 0.7, 0.1, 0.1), (0.2, 0.8, 0.1, 0.1), (0.8, 0.2, 0.1, 0.1), (0.9, 0.9, 0.1, 0.1), (0.5, 0.1, 0.1, 0.1))
+
+
+@pytest.fixture
+def scripted(predictor: Qwen25VLInference, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qwen25VLInference]:
+    """A predictor whose head detects these boxes, each with the caption `part`."""
+
+    def write_script(module: object, arguments: object, output: DetectionOutput) -> DetectionOutput:
+        boxes = torch.tensor(NEAR_EACH_OTHER + APART).expand_as(output.boxes)
+        logits = torch.tensor([0.6, 0.7, 0.5, 0.9, 0.3, 0.2, 0.1, 0.1]).logit().expand_as(output.logits)
+        return dataclasses.replace(output, boxes=boxes, logits=logits)
+
+    hook = predictor._model.detection_head.register_forward_hook(write_script)
+    monkeypatch.setattr(predictor, "_decode_captions", lambda states: ["part"] * len(states))
+    yield predictor
+    hook.remove()
+
+
+def scores_of(predictor: Qwen25VLInference, **options: Any) -> list[float]:
+    (detections,) = predictor.predict([draw_photo()], **options)
+    return [round(score, 2) for score in detections.scores]
+
+
+def test_a_part_is_reported_once_and_the_limit_counts_parts(scripted: Qwen25VLInference):
+    assert scores_of(scripted, source="head") == [0.9, 0.7, 0.3]
+    assert scores_of(scripted, source="head", min_score=0.5) == [0.9, 0.7]
+
+
+def test_both_are_the_heads_finds_and_weaker_ones_that_the_answer_names_alike(
+    scripted: Qwen25VLInference, monkeypatch: pytest.MonkeyPatch
+):
+    named = BBUObject((0.15 * 168, 0.75 * 168, 0.25 * 168, 0.85 * 168), "part")  # the find that scores 0.3
+    elsewhere = BBUObject((0, 0, 20, 20), "part")
+    answer = Detections((named, elsewhere), (0.5, 0.9), "coordinate_probability", (168, 168))
+    monkeypatch.setattr(scripted, "_query_answer", lambda samples, batch: [answer for _ in samples])
+    assert scores_of(scripted, source="both", min_score=0.5) == [0.9, 0.7, 0.65]
 
 
 def test_without_a_head_the_answer_is_queried(trained: tuple[Path, Path], capsys):
