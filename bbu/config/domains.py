@@ -49,6 +49,13 @@ def _has_one_group(pattern: str) -> bool:
 
 
 _COCO = Rule("be one of COCO's thresholds 0.5, 0.55, … 0.95", lambda value: round(value, 4) in _COCO_THRESHOLDS)
+_StepsOrShare = Annotated[
+    int | float,
+    Rule(
+        "be a whole number of steps, or a share of the run below 1",
+        lambda v: v > 0 and (v < 1 or float(v).is_integer()),
+    ),
+]
 _ONE_TOKEN = Rule("be at least 784, one token of 28x28 pixels", lambda pixels: pixels >= 28 * 28)
 _OPTIMIZER = Rule(
     f"be an optimizer of transformers, such as {', '.join(OPTIMIZERS)}",
@@ -159,16 +166,16 @@ class TrainingConfig:
     """Weight of the language loss on students' answers."""
     save_strategy: Strategy
     """When to write a checkpoint."""
-    save_steps: PositiveInt
-    """Optimizer steps between checkpoints under save_strategy steps."""
+    save_steps: _StepsOrShare
+    """Optimizer steps between checkpoints under save_strategy steps; below 1 a share of the run's steps."""
     save_total_limit: NotNegativeInt
     """Checkpoints kept, newest first by step; 0 keeps all."""
     save_final: bool
     """Write a checkpoint at the end of training under every save_strategy."""
     eval_strategy: Strategy
     """When to compute the validation loss."""
-    eval_steps: PositiveInt
-    """Optimizer steps between validation losses under eval_strategy steps."""
+    eval_steps: _StepsOrShare
+    """Optimizer steps between validation losses under eval_strategy steps; below 1 a share of the run's steps."""
     logging_steps: PositiveInt
     """Optimizer steps between log lines; the length of the averaging window."""
     log_weight_norms: bool

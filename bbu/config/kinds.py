@@ -164,7 +164,10 @@ _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true o
 
 
 def _describe_type(hint: Any) -> str:
-    return " or ".join(map(_describe_base, _base_types(hint)))
+    bases = [
+        base for base in _base_types(hint) if not (base is int and float in _base_types(hint))
+    ]  # a float may be whole
+    return " or ".join(map(_describe_base, bases))
 
 
 def _describe_base(base: Any) -> str:

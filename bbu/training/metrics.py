@@ -122,6 +122,22 @@ class TensorBoardCallback(TrainerCallback):
             self._writer.close()
 
 
+def _log_schedule(args: TrainingArguments, state: TrainerState) -> None:
+    """Log how many steps a run takes, and when it saves and validates; warn where it ends before the first time."""
+    kinds = (
+        ("checkpoint", args.save_strategy.value, state.save_steps, "save_steps"),
+        ("validation loss", args.eval_strategy.value, state.eval_steps, "eval_steps"),
+    )
+    times = {"epoch": "each epoch", "no": "never"}
+    parts = [f"{what} {times.get(strategy) or f'every {every} steps'}" for what, strategy, every, _ in kinds]
+    logger.info("%d steps; %s", state.max_steps, ", ".join(parts))
+    for what, strategy, every, key in kinds:
+        if strategy == "steps" and every > state.max_steps:
+            logger.warning(
+                "no %s before the end: %s is %d, and the run has %d steps", what, key, every, state.max_steps
+            )
+
+
 class ProgressCallback(TrainerCallback):
     """Shows step, loss, samples a second and the time left: a bar on a terminal, plain lines in a job's log.
 
@@ -136,6 +152,8 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._pace.begin(state)
+        if state.is_world_process_zero:
+            _log_schedule(args, state)
         if self._display == "bar" and state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 

@@ -56,6 +56,7 @@ BAD_VALUES = {
         collator_type long_sample_policy
         log_level progress distributed_backend memory_policy
     """,
+    "1.5": "save_steps eval_steps",
     "96": "jpeg_quality",
     "783": "min_pixels",
     "0.52": "eval_iou_threshold",

@@ -23,6 +23,7 @@ from tests.conftest import Entry
 from tests.tensorboard import read_scalars
 
 LR_GROUPS = ("vision", "merger", "llm")
+HALVES = ("save_steps=0.5", "eval_strategy=steps", "eval_steps=0.5")
 
 
 def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -45,7 +46,7 @@ def training_command(demo: Demo, out: Path, *settings: str) -> list[str]:
 def finished(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of six steps without interruption."""
     out = tmp_path_factory.mktemp("finished")
-    call_well("train", *demo.settings, f"output_root={out}", "eval_strategy=steps", "eval_steps=3")
+    call_well("train", *demo.settings, f"output_root={out}", *HALVES)
     return out / "output-smoke"
 
 
@@ -93,8 +94,9 @@ def test_a_run_resumed_from_its_middle_ends_in_the_same_bits(finished: Path, ent
     run = tmp_path / "output-smoke"
     run.mkdir()
     shutil.copytree(finished / "checkpoint-3", run / "checkpoint-3")
-    done = entry("train", "eval_strategy=steps", "eval_steps=3")
+    done = entry("train", *HALVES)
     assert done.code == 0 and "step 4/6" in done.err and "step 3/6" not in done.err, done.err
+    assert "6 steps; checkpoint every 3 steps, validation loss every 3 steps" in done.err, done.err
     assert_equal_weights(finished / "checkpoint-6", run / "checkpoint-6")
     assert not torch.equal(*(read_weights(finished / f"checkpoint-{n}")["visual.merger.ln_q.weight"] for n in (3, 6)))
 

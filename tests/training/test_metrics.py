@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from transformers import TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from bbu.config.read import load_config
 from bbu.run.folder import RunFolder
 from bbu.run.status import read_status
 from bbu.training import metrics
 from bbu.training.flops import Work
-from bbu.training.metrics import StatusCallback, Throughput
+from bbu.training.metrics import ProgressCallback, StatusCallback, Throughput
 
 
 class Clock:
@@ -95,3 +95,27 @@ def test_only_rank_0_writes(tmp_path: Path):
     state.is_world_process_zero = False
     callback.write(state, "completed")
     assert not RunFolder(tmp_path).status.exists()
+
+
+@pytest.mark.parametrize(
+    ("saving", "line", "warnings"),
+    [
+        ({"save_steps": 0.1, "eval_strategy": "steps", "eval_steps": 0.1},
+         "80 steps; checkpoint every 8 steps, validation loss every 8 steps", []),
+        ({"save_strategy": "epoch", "eval_strategy": "no"},
+         "80 steps; checkpoint each epoch, validation loss never", []),
+        ({"save_steps": 100, "eval_strategy": "steps", "eval_steps": 80},
+         "80 steps; checkpoint every 100 steps, validation loss every 80 steps",
+         ["no checkpoint before the end: save_steps is 100, and the run has 80 steps"]),
+    ],
+)  # fmt: skip
+def test_a_run_logs_when_it_saves_and_warns_of_what_never_comes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, saving: dict, line: str, warnings: list[str]
+):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **saving)
+    state = TrainerState(max_steps=80)
+    state.compute_steps(arguments, 80)
+    with caplog.at_level("INFO"):
+        ProgressCallback("lines").on_train_begin(arguments, state, TrainerControl())
+    assert [r.getMessage() for r in caplog.records if r.levelname == "INFO"] == [line]
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == warnings
