@@ -38,9 +38,9 @@ def export_model(checkpoint: Path, out: Path, overrides: Sequence[str] = ()) -> 
         CheckpointError: the checkpoint is damaged, or `out` cannot be written to.
         ModelError: the base model of the adapters is gone, or is another one.
     """
-    folder = check_checkpoint(checkpoint)
-    _check_target(folder, out)
-    staged = out.with_name(f".{out.name}.partial")
+    folder, target = check_checkpoint(checkpoint), out.resolve()  # `.` has no name, and a link may lead here
+    _check_target(folder, target, out)
+    staged = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     try:
@@ -48,18 +48,18 @@ def export_model(checkpoint: Path, out: Path, overrides: Sequence[str] = ()) -> 
         _copy_files(folder, staged)
         state_merged_adapters(staged)
         make_readable(staged)
-        if out.exists():
-            out.rmdir()  # it is empty
-        staged.rename(out)
+        if target.exists():
+            target.rmdir()  # it is empty
+        staged.rename(target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return f"{out}: {text}"
 
 
-def _check_target(folder: Path, out: Path) -> None:
-    if out.absolute().is_relative_to(folder.absolute()):
+def _check_target(folder: Path, target: Path, out: Path) -> None:
+    if target.is_relative_to(folder.resolve()):
         raise CheckpointError(f"{out}: lies inside the checkpoint, which is never changed; name a folder outside of it")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise CheckpointError(f"{out}: exists already and is not an empty folder; name another one")
 
 

@@ -149,6 +149,21 @@ def test_an_export_does_not_overwrite_and_leaves_the_checkpoint_alone(run: RunFo
     verify(run.checkpoint(6))
 
 
+@pytest.mark.parametrize("out", [".", "../beside", "{checkpoint}/../within-the-run", "link"])
+def test_an_export_goes_to_whatever_way_an_empty_folder_is_named(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if out == "link":
+        (tmp_path / "target").mkdir()
+        Path("link").symlink_to(tmp_path / "target")
+    target = Path(out.format(checkpoint=run.checkpoint(6))).resolve()
+    export(["--checkpoint", str(run.checkpoint(6)), "--merge", out.format(checkpoint=run.checkpoint(6))])
+    assert (target / "model.safetensors").is_file()
+    shutil.rmtree(target)
+
+
 def test_a_whole_model_is_copied_without_the_state_of_its_training(demo: Demo, tmp_path: Path, capsys):
     whole = train(demo, tmp_path, "lora_rank=0", "max_steps=1", "run_name=whole").checkpoint(1)
     export(["--checkpoint", str(whole), "--merge", str(tmp_path / "out")])
