@@ -24,6 +24,8 @@ class DeepSpeedPlan:
     """Stage of ZeRO: 1 partitions the optimizer's state over the ranks, 2 the gradients too, 3 the weights too."""
     offloads_optimizer: bool
     """Whether the optimizer's state lies in the host's memory."""
+    offloads_weights: bool
+    """Whether the partitioned weights of stage 3 lie in the host's memory."""
     bucket_elements: int | None
     """Gradients that are reduced together; None where it is `auto`, the square of the model's width."""
     buckets: int
@@ -36,11 +38,12 @@ def deepspeed_plan(infra: InfrastructureConfig) -> DeepSpeedPlan:
     Raises:
         ConfigError: the file is missing, is not JSON, or names no stage.
     """
-    section = _zero_section(infra)
+    section, stage = _zero_section(infra), zero_stage(infra)
     size = section.get("reduce_bucket_size", _DEFAULT_BUCKET)
     return DeepSpeedPlan(
-        stage=zero_stage(infra),
+        stage=stage,
         offloads_optimizer=_offload_device(section, "offload_optimizer") != "none",
+        offloads_weights=stage == 3 and _offload_device(section, "offload_param") != "none",
         bucket_elements=int(size) if isinstance(size, int | float) else None,
         buckets=2 if section.get("overlap_comm") else 1,
     )

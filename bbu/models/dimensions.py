@@ -9,6 +9,7 @@ from typing import Any
 
 from bbu.config.domains import DetectionConfig
 from bbu.errors import ModelError
+from bbu.run.folder import ADAPTER_CONFIG, is_adapter_folder
 from bbu.strict_json import read_json
 
 _TEXT_DEFAULTS = {
@@ -93,12 +94,18 @@ class ModelDimensions:
 
 
 def read_dimensions(folder: str | Path) -> ModelDimensions | None:
-    """Read the dimensions of a model folder; None where it has no config.json.
+    """Read the dimensions of a model folder, or of the base model that a folder of adapters names.
+
+    Returns:
+        The dimensions; None where there is no config.json.
 
     Raises:
-        ModelError: config.json is not JSON.
+        ModelError: a file is not JSON.
     """
     path = Path(folder) / "config.json"
+    if is_adapter_folder(Path(folder)):
+        adapters = read_json(Path(folder) / ADAPTER_CONFIG, ModelError, "copy the folder again")
+        path = Path(str(adapters.get("base_model_name_or_path"))) / "config.json"
     if not path.is_file():
         return None
     return ModelDimensions.from_config(read_json(path, ModelError, "copy the model again"))

@@ -29,8 +29,14 @@ RESERVED_BYTES = 1.5 * GB
 
 _FLOAT = 4
 """Bytes of a float32 value."""
-_MOMENT_BYTES = {"sgd": 0, "adafactor": 0, "adagrad": 4, "rmsprop": 4}
-"""Bytes of state for each parameter, of optimizers that are not Adam's kin; that one has two float32 values."""
+_MOMENT_BYTES = {
+    "paged_": 0,  # CUDA moves it to the host where the card is full
+    "ademamix_8bit": 3, "ademamix": 12, "lion_8bit": 1, "lion": 4, "adamw_8bit": 2, "adamw_bnb_8bit": 2,
+    "adamw_torch_8bit": 2, "adamw_torch_4bit": 1, "adamw_anyprecision": 4, "rmsprop_bnb_8bit": 1, "rmsprop": 4,
+    "adagrad": 4, "adafactor": 0, "schedule_free_sgd": 4, "sgd": 0,
+}  # fmt: skip
+"""Bytes of state for each parameter, by the first name that the optimizer's begins with; others have Adam's two float32
+values. A start is refused by it, so it is the least that the optimizer may hold on the card."""
 _TEXT_TOKENS, _OBJECTS, _OBJECT_TOKENS, _CAPTION_TOKENS, _PROMPT_TOKENS = 390, 5, 42, 12, 100
 """What a photo brings besides its image: tokens of prompt and answer, objects, tokens of an object in the answer, and
 of its description; tokens of the instruction. From the 391 real photos and Qwen's tokenizer."""
@@ -137,7 +143,7 @@ def announce_memory(config: DirectConfig, model_folder: Path, ranks: int, card_b
     Raises:
         ConfigError: the states alone exceed the card, and memory_policy is refuse.
     """
-    dimensions = read_dimensions(model_folder)
+    dimensions = read_dimensions(model_folder) or read_dimensions(config.model.model_path)  # adapters' base may move
     if dimensions is None:
         return
     estimate = estimate_memory(config, dimensions, ranks)
@@ -296,13 +302,16 @@ def _states(
     share = trained / (ranks if stage >= 1 else 1)
     weights = precision.weight * all_count / (ranks if stage == 3 else 1)
     gradients = precision.gradient * trained / (ranks if stage >= 2 else 1)
+    host = {}
+    if plan is not None and plan.offloads_weights:
+        host, weights = {"weights": weights}, 0.0
     if plan is None or not plan.offloads_optimizer:
         master = precision.master * share
-        return {"weights": weights, "gradients": gradients, "optimizer": master + moments * share}, {}
+        return {"weights": weights, "gradients": gradients, "optimizer": master + moments * share}, host
     # DeepSpeed's host side: the float32 copy and its gradients, and the new weights on their way to the card. Where
     # gradients are accumulated, the host holds their sum as well.
     accumulated = precision.gradient * trained if config.training.gradient_accumulation_steps > 1 else 0
-    host = {
+    host |= {
         "optimizer": (_FLOAT + moments) * share,
         "gradients": _FLOAT * share + accumulated,
         "new weights": precision.weight * share,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,24 @@ def test_an_offloaded_optimizer_leaves_the_card_its_weights():
     assert (
         offloaded.host_total > 1.4 * offloaded.host["optimizer"]
     )  # DeepSpeed keeps gradients and new weights there too
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "gigabytes"),
+    [("adamw_bnb_8bit", 7.5), ("adamw_torch_4bit", 3.8), ("lion_32bit", 15.1), ("paged_adamw_32bit", 0), ("sgd", 0),
+     ("ademamix", 45.2), ("stable_adamw", 30.1)],
+)  # fmt: skip
+def test_optimizers_with_a_smaller_state_are_not_taken_for_adam(optimizer: str, gigabytes: float):
+    assert estimate("base_flat", 1, *PLAIN, f"optim={optimizer}").states["optimizer"] == gb(gigabytes)
+
+
+def test_weights_that_zero_3_keeps_on_the_host_are_not_on_the_card(tmp_path: Path):
+    path = tmp_path / "zero3.json"
+    section = '{"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}'
+    path.write_text(f'{{"zero_optimization": {section}}}', encoding="utf-8")
+    one = estimate("base_flat", 2, f"deepspeed_config={path}")
+    assert one.states == {"weights": 0, "gradients": 0, "optimizer": 0}
+    assert one.host["weights"] == gb(3.8) and one.host["optimizer"] == gb(22.6)
 
 
 def test_what_comes_and_goes_is_a_few_gigabytes_and_was_eighteen():
@@ -113,6 +132,22 @@ def test_the_table_shows_estimates_side_by_side():
 def test_the_start_says_nothing_without_a_config_json(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     announce_memory(load_config("base_flat"), tmp_path, 1, FAKE_CARD_40)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_resumed_run_of_adapters_is_estimated_by_its_base_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, moved: bool
+):
+    base, checkpoint = tmp_path / "base", tmp_path / "checkpoint-1"
+    for folder in (base, checkpoint):
+        folder.mkdir()
+    (base / "config.json").write_text(json.dumps(QWEN_3B), encoding="utf-8")
+    recorded = {"base_model_name_or_path": str(tmp_path / "gone" if moved else base)}
+    (checkpoint / "adapter_config.json").write_text(json.dumps(recorded), encoding="utf-8")
+    overrides = [f"model_path={base}"] if moved else []
+    with caplog.at_level("INFO"):
+        announce_memory(load_config("one_card_24gb", overrides=overrides), checkpoint, 1, None)
+    assert "memory, estimated: 12.9 GB" in caplog.text
 
 
 # --- measured peaks of scaled-down models ---
