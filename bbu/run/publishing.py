@@ -2,7 +2,8 @@
 
 The main threads write the files and meet at barriers. Everything after that happens in a thread of each rank, so that
 no step waits for a disk. These threads use no collective, which would get between those of the training: they post
-short texts on a board that all ranks share. So a checkpoint is published even where the main threads have failed.
+short texts on a board that all ranks share. So a checkpoint is published even where the main threads have failed. The
+error of a rank is posted too: otherwise the others would wait for that rank until they are killed.
 
 1. all ranks write into `.saving-checkpoint-{step}/checkpoint-{step}`; a barrier
 2. each rank, in a thread: fsync all files (dirty pages lie on the node that wrote them), hash its own, post the hashes
@@ -11,6 +12,7 @@ short texts on a board that all ranks share. So a checkpoint is published even w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -26,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from bbu.errors import CheckpointError
+from bbu.errors import CheckpointError, error_lines
 from bbu.run.checkpoints import (
     CORRUPT,
     MANIFEST,
@@ -45,6 +47,8 @@ _RANK_IN_NAME = re.compile(r"(?:rng_state|rank)_(\d+)")
 """How Trainer and DeepSpeed name the files that each rank writes: rng_state_3.pth, zero_pp_rank_3_mp_rank_00_….pt."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
 """Pauses between two looks at the board; each is half as long again as the one before."""
+_PUBLISHED, _FAILED = "published", "failed"
+"""What is posted at the end: that the checkpoint is there, or which error keeps it from appearing."""
 
 
 class Board(Protocol):
@@ -156,21 +160,44 @@ class PendingCheckpoint:
             self._publish()
         except BaseException as error:
             self._error = error
+            with contextlib.suppress(Exception):  # where the board is gone, the others notice that
+                self._post_failure(error)
 
     def _publish(self) -> None:
-        board, key = self._ranks.board, checkpoint_name(self.step)
-        board.post(f"{key}/{self._ranks.rank}", _dump_entries(self._flush_and_hash()))
+        self._post(str(self._ranks.rank), _dump_entries(self._flush_and_hash()))
         if self._ranks.rank != 0:
-            _await_text(board, f"{key}/published")
+            self._await(_PUBLISHED)
             return
-        texts = [_await_text(board, f"{key}/{rank}") for rank in range(self._ranks.world_size)]
+        texts = [self._await(str(rank)) for rank in range(self._ranks.world_size)]
         entries = {name: entry for text in texts for name, entry in _load_entries(text).items()}
         _seal(self._staged, Manifest(self.step, self._ranks.world_size, **vars(self._origin), files=entries))
         self._check_lease()
         _move_into_place(self._staged, self._run.checkpoint(self.step))
         self.published_at = time.monotonic()
-        board.post(f"{key}/published", "")
+        self._post(_PUBLISHED, "")
         self._after()
+
+    def _post(self, name: str, text: str) -> None:
+        self._ranks.board.post(f"{checkpoint_name(self.step)}/{name}", text)
+
+    def _read(self, name: str) -> str | None:
+        return self._ranks.board.read(f"{checkpoint_name(self.step)}/{name}")
+
+    def _await(self, name: str) -> str:
+        """Read a text about this step as soon as it is posted; raises CheckpointError once a rank has failed."""
+        pause = _SHORTEST_PAUSE_S
+        while (text := self._read(name)) is None:
+            if (failure := self._read(_FAILED)) is not None:
+                raise CheckpointError(f"{self._run.checkpoint(self.step)} is not published: {failure}")
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_PAUSE_S)
+        return text
+
+    def _post_failure(self, error: BaseException) -> None:
+        """Post the error of this rank, unless that of another rank is the reason."""
+        if self._read(_FAILED) is None:
+            lines = error_lines(error) or [f"{type(error).__name__}: {error}"]
+            self._post(_FAILED, f"rank {self._ranks.rank}: {lines[0]}")
 
     def _flush_and_hash(self) -> dict[str, FileEntry]:
         """fsync all files and, meanwhile, hash those of this rank."""
@@ -199,15 +226,6 @@ def _dump_entries(entries: dict[str, FileEntry]) -> str:
 
 def _load_entries(text: str) -> dict[str, FileEntry]:
     return {name: FileEntry(*values) for name, values in json.loads(text).items()}
-
-
-def _await_text(board: Board, key: str) -> str:
-    """Read a text as soon as it is posted."""
-    pause = _SHORTEST_PAUSE_S
-    while (text := board.read(key)) is None:
-        time.sleep(pause)
-        pause = min(1.5 * pause, _LONGEST_PAUSE_S)
-    return text
 
 
 def _sync_tree(folder: Path) -> None:

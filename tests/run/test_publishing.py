@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from bbu.errors import CheckpointError
-from bbu.run.checkpoints import MANIFEST, clean_leftovers, newest, verify
+from bbu.run.checkpoints import MANIFEST, clean_leftovers, hash_files, newest, verify
 from bbu.run.folder import RunFolder
 from bbu.run.publishing import LocalBoard, PendingCheckpoint, Ranks, stage_checkpoint
 from tests.checkpoints import ALONE, NOWHERE, hidden, publishing, save
@@ -140,7 +141,29 @@ def test_a_lease_lost_meanwhile_keeps_the_checkpoint_from_appearing(run: RunFold
     assert run.steps() == []
 
 
-def test_a_rank_that_fails_keeps_the_checkpoint_of_all_from_appearing(run: RunFolder):
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_fails_keeps_the_checkpoint_of_all_from_appearing_and_says_why(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, failing: int
+):
+    def refuse(folder: Path, names: Collection[str]) -> dict[str, str]:
+        if f"rng_state_{failing}.pth" in names:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        return hash_files(folder, names)
+
+    monkeypatch.setattr("bbu.run.publishing.hash_files", refuse)
+    board = LocalBoard()
+    folder = stage_checkpoint(run, 10, Ranks(0, 2))
+    for rank in (0, 1):
+        (folder / f"rng_state_{rank}.pth").write_bytes(bytes(20))
+    pending = [PendingCheckpoint(run, 10, Ranks(rank, 2, board=board), NOWHERE) for rank in (0, 1)]
+    with pytest.raises(CheckpointError, match=f"checkpoint-10 is not published: rank {failing}: .*no space left"):
+        pending[1 - failing].wait()
+    with pytest.raises(OSError, match="No space left"):
+        pending[failing].wait()
+    assert run.steps() == []
+
+
+def test_a_rank_that_is_gone_keeps_the_checkpoint_of_all_from_appearing(run: RunFolder):
     """The others wait until the launcher ends them, as in a collective."""
     board = LocalBoard()
     write_files(run, 10, Ranks(0, 2, board=board))
