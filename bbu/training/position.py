@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bbu.data.sampling import EpochBatchSampler
-from bbu.errors import CheckpointError
+from bbu.errors import CheckpointError, DataError
 from bbu.strict_json import JsonError, build_dataclass, read_json
 
 _FILE = "data_position.json"
@@ -32,7 +32,7 @@ class DataPosition:
     accumulation: int
     """Batches of an optimizer step."""
     plan: str
-    """SHA-256 of the batches of that epoch on all ranks."""
+    """SHA-256 of the batches of that epoch on all ranks; empty where the run has no plan for it."""
     seen: tuple[str, ...]
     """Photos that the epoch has had, once for each sample."""
 
@@ -85,5 +85,10 @@ def read_position(folder: Path) -> DataPosition | None:
 
 
 def _plan_hash(sampler: EpochBatchSampler, names: Sequence[str], epoch: int) -> str:
-    plan = [[[names[index] for index in share] for share in step] for step in sampler.steps_of(epoch)]
+    """The hash of `DataPosition.plan`."""
+    try:
+        steps = sampler.steps_of(epoch)
+    except DataError:  # after the last epoch of a run: one more could need more packed rows than all that were planned
+        return ""
+    plan = [[[names[index] for index in share] for share in step] for step in steps]
     return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
