@@ -93,9 +93,12 @@ class SampleBuilder:
             images: the images of the student.
             instruction: replaces the prompt's instruction.
             teachers: views that come before it as worked examples.
+
+        Raises:
+            DataError: names the sample; an image has an impossible size, or that of a teacher is missing or damaged.
         """
         examples = [self._load(name, view) for view in teachers]
-        question = self._images.prepare(images)
+        question = self._prepare(name, images)
         turns = [
             self._turn("teacher", pixels.plans, format_answer(self._objects(name, view, pixels.plans[0])))
             for view, pixels in zip(teachers, examples, strict=True)
@@ -178,7 +181,13 @@ class SampleBuilder:
                 f"{name}: {view.images[0]} is {width}x{height} pixels but the record says {view.width}x{view.height}; "
                 "convert again"
             )
-        return self._images.prepare(images)
+        return self._prepare(name, images)
+
+    def _prepare(self, name: str, images: Sequence[RgbImage]) -> Pixels:
+        try:
+            return self._images.prepare(images)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
 
     def _size(self, name: str, view: View, index: int) -> tuple[int, int]:
         if index == 0 and view.width is not None and view.height is not None:

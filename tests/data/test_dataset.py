@@ -142,6 +142,12 @@ def test_a_question_is_the_prefix_of_the_trained_conversation(make_config, token
     assert torch.equal(question.pixel_values, sample.pixel_values)
 
 
+def test_a_question_about_an_image_that_no_model_takes_names_it(make_config, tokenizer, processor):
+    builder = SampleBuilder(make_config(), tokenizer, processor, get_prompt("zh", "detailed"))
+    with pytest.raises(DataError, match=r"photos/cable\.png: .*more elongated"):
+        builder.build_question("photos/cable.png", [Image.new("RGB", (1000, 2))])
+
+
 def test_a_missing_photo_is_named(load, data_root):
     (data_root / "images/s1.jpg").unlink()
     with pytest.raises(DataError, match=r"train\.jsonl: 1 images are missing, for example images/s1.jpg \(line 2\)"):
