@@ -125,8 +125,8 @@ class TensorBoardCallback(TrainerCallback):
 def _log_schedule(args: TrainingArguments, state: TrainerState) -> None:
     """Log how many steps a run takes, and when it saves and validates; warn where it ends before the first time."""
     kinds = (
-        ("checkpoint", args.save_strategy.value, state.save_steps, "save_steps"),
-        ("validation loss", args.eval_strategy.value, state.eval_steps, "eval_steps"),
+        ("checkpoint", args.save_strategy, state.save_steps, "save_steps"),
+        ("validation loss", args.eval_strategy, state.eval_steps, "eval_steps"),
     )
     times = {"epoch": "each epoch", "no": "never"}
     parts = [f"{what} {times.get(strategy) or f'every {every} steps'}" for what, strategy, every, _ in kinds]
