@@ -40,11 +40,6 @@ def random_photos(seed: int, photos: int = 12) -> list[Pairing]:
     return pairings
 
 
-def _draw_boxes(rng: np.random.Generator, count: int, scale: float) -> np.ndarray:
-    """[count, 4]: left, top, width and height."""
-    return np.concatenate([rng.uniform(0, 2 * scale, (count, 2)), rng.uniform(scale / 8, scale, (count, 2))], axis=1)
-
-
 def _draw_labels(rng: np.random.Generator, boxes: np.ndarray, grid: float, labels: str) -> tuple[BBUObject, ...]:
     boxes = np.round(boxes / grid) * grid if grid else boxes
     sides = np.maximum(boxes[:, 2:], grid or 1)

@@ -12,8 +12,8 @@ from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatche
 from bbu.config.domains import DetectionConfig
 from bbu.losses.criterion import DetectionSums, SetCriterion, _focal_loss, caption_sums, denoising_sums
 from bbu.losses.matcher import HungarianMatcher
+from tests.host_waits import host_waits
 from tests.losses.conftest import Case, make_case
-from tests.losses.device_waits import device_waits
 
 NAMES = {"loss_ce": "objectness_loss", "loss_bbox": "bbox_l1_loss", "loss_giou": "bbox_giou_loss"}
 
@@ -103,7 +103,7 @@ def test_a_nan_of_any_real_query_reaches_the_loss_matched_or_not(detection: Dete
     assert sum(detection_sums(detection, case).sums.values()).isnan()
 
 
-def test_neither_losses_nor_gradients_wait_for_the_device(detection: DetectionConfig, monkeypatch: pytest.MonkeyPatch):
+def test_neither_losses_nor_gradients_wait_for_the_device(detection: DetectionConfig):
     case = make_case([3, 0, 4])
     matches = HungarianMatcher(detection)(case.boxes, case.logits, case.valid, case.targets)
 
@@ -111,7 +111,7 @@ def test_neither_losses_nor_gradients_wait_for_the_device(detection: DetectionCo
         losses = SetCriterion(detection)(case.boxes, case.logits, case.valid, case.targets, matches)
         sum(losses.sums.values()).backward()
 
-    assert device_waits(step, monkeypatch) == []
+    assert host_waits(step, vars(case), vars(matches)) == []
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])

@@ -11,8 +11,8 @@ from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatche
 from bbu.config.domains import DetectionConfig
 from bbu.losses import matcher
 from bbu.losses.matcher import HungarianMatcher, Matches
+from tests.host_waits import host_waits
 from tests.losses.conftest import Case, make_case
-from tests.losses.device_waits import device_waits
 
 
 def match_case(detection: DetectionConfig, case: Case) -> Matches:
@@ -92,12 +92,13 @@ def test_a_cost_that_is_no_number_is_the_last_choice_and_does_not_stop_the_rank(
     assert set(match_case(detection, case).last_layer.query.tolist()) <= {8, 9}
 
 
-def test_the_count_of_waits_sees_those_inside_autograd_and_indexing(monkeypatch: pytest.MonkeyPatch):
+def test_the_count_of_waits_sees_those_inside_autograd_and_indexing():
     pair = torch.rand(3, 2, requires_grad=True)
-    assert device_waits(lambda: pair.prod(-1).sum().backward(), monkeypatch)
-    assert device_waits(lambda: pair[pair[:, 0] > 0.5], monkeypatch)
+    assert host_waits(lambda: pair.prod(-1).sum().backward(), pair)
+    assert host_waits(lambda: pair[pair[:, 0] > 0.5], pair)
 
 
-def test_one_copy_to_the_host_for_all_layers_and_samples(detection: DetectionConfig, monkeypatch: pytest.MonkeyPatch):
+def test_one_copy_to_the_host_for_all_layers_and_samples(detection: DetectionConfig):
     case = make_case([3, 0, 5], layers=4)
-    assert device_waits(lambda: match_case(detection, case).last_layer, monkeypatch) == ["cpu"]
+    waits = host_waits(lambda: match_case(detection, case).last_layer, vars(case))
+    assert [wait.rpartition(": ")[2] for wait in waits] == ["cpu copies to the host"], waits
