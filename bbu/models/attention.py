@@ -98,6 +98,37 @@ class _Segments:
         return cls(bounds, max(lengths), lengths)
 
 
+def _segments_or_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    find_segments: Callable[..., _Segments | None],
+    **more: Any,
+) -> _Segments | torch.Tensor | None:
+    """Return the segments of a batch in place of a mask; transformers calls this once for all layers.
+
+    Args:
+        mask_function: transformers' rule (batch, head, query index, key index) -> bool: may the query see the key?
+        attention_mask: [B, S] bool, True at real tokens (B rows, S tokens); None where no token is padding.
+        find_segments: is given B, S, the rule, the mask, the device and the size of a sliding window, if there is one;
+            returns None where the stock mask of sdpa is wanted.
+    """
+    # With a cache, while generating, there are more keys than queries; segments do not describe that.
+    if q_length == kv_length:
+        window = more.get("local_size")
+        segments = find_segments(batch_size, q_length, mask_function, attention_mask, device, window)
+        if segments is not None:
+            return segments
+    return sdpa_mask(
+        batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask, device=device,
+        **more,
+    )  # fmt: skip
+
+
 # --- sdpa ---
 
 
@@ -113,33 +144,24 @@ def register_text_attention(name: Attention) -> str:
     if name != _SDPA:
         return name
     AttentionInterface.register(_SDPA_BY_SAMPLE, _attend_by_sample)
-    AttentionMaskInterface.register(_SDPA_BY_SAMPLE, _by_sample_mask)
+    AttentionMaskInterface.register(_SDPA_BY_SAMPLE, partial(_segments_or_mask, find_segments=_packed_samples))
     return _SDPA_BY_SAMPLE
 
 
-def _by_sample_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    mask_function: Callable[..., Any] = causal_mask_function,
-    attention_mask: torch.Tensor | None = None,
-    device: torch.device | str = "cpu",
-    **more: Any,
-) -> _Segments | torch.Tensor | None:
-    """Return the samples of a packed row in place of a mask; for anything else, the stock mask of sdpa.
-
-    Args:
-        mask_function: transformers' rule (batch, head, query index, key index) -> bool: may the query see the key?
-        attention_mask: [B, S] bool, True at real tokens (B rows, S tokens); None where no token is padding.
-    """
-    # transformers replaces the plain causal rule where positions begin anew; `local_size` is that of a sliding window.
-    is_packed = batch_size == 1 and attention_mask is None and mask_function is not causal_mask_function
-    if not is_packed or q_length != kv_length or more.get("local_size") is not None:
-        return sdpa_mask(
-            batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask,
-            device=device, **more,
-        )  # fmt: skip
-    return _Segments.from_starts(_find_starts(batch_size, q_length, mask_function, device).flatten())
+def _packed_samples(
+    rows: int,
+    tokens: int,
+    mask_function: Callable[..., Any],
+    attention_mask: torch.Tensor | None,
+    device: torch.device | str,
+    window: int | None,
+) -> _Segments | None:
+    """Find the samples of a packed row; None for anything else."""
+    # transformers replaces the plain causal rule where positions begin anew.
+    is_packed = rows == 1 and attention_mask is None and mask_function is not causal_mask_function and window is None
+    if not is_packed:
+        return None
+    return _Segments.from_starts(_find_starts(rows, tokens, mask_function, device).flatten())
 
 
 def _attend_by_sample(
@@ -186,35 +208,22 @@ def register_varlen(kernel: _VarlenKernel = varlen_attn) -> None:
         kernel: computes the attention; it replaces a kernel that is registered already.
     """
     AttentionInterface.register(VARLEN, partial(_varlen_attention, kernel=kernel))
-    AttentionMaskInterface.register(VARLEN, _varlen_mask)
+    AttentionMaskInterface.register(VARLEN, partial(_segments_or_mask, find_segments=_all_segments))
 
 
-def _varlen_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    mask_function: Callable[..., Any] = causal_mask_function,
-    attention_mask: torch.Tensor | None = None,
-    device: torch.device | str = "cpu",
-    **more: Any,
-) -> _Segments | torch.Tensor | None:
-    """Return the segments of a batch in place of a mask; transformers calls this once for all layers.
-
-    Args:
-        mask_function: transformers' rule (batch, head, query index, key index) -> bool: may the query see the key?
-        attention_mask: [B, S] bool, True at real tokens (B rows, S tokens); None where no token is padding.
-    """
-    # With a cache, while generating, there are more keys than queries; the kernel's segments do not describe that.
-    if q_length != kv_length:
-        return sdpa_mask(
-            batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask,
-            device=device, **more,
-        )  # fmt: skip
-    starts = _find_starts(batch_size, q_length, mask_function, device)
+def _all_segments(
+    rows: int,
+    tokens: int,
+    mask_function: Callable[..., Any],
+    attention_mask: torch.Tensor | None,
+    device: torch.device | str,
+    window: int | None,
+) -> _Segments:
+    """Find the segments of a batch, its rows laid end to end, as the kernel wants them."""
+    starts = _find_starts(rows, tokens, mask_function, device)
     # A change between real tokens and padding starts a segment too, so that real tokens never see padding.
     if attention_mask is not None:
         starts = starts | pad(attention_mask[:, 1:] != attention_mask[:, :-1], (1, 0), value=True)
-    # The rows are laid end to end, as the kernel wants them.
     return _Segments.from_starts(starts.flatten())
 
 

@@ -15,9 +15,10 @@ from torch.nn.functional import pad
 from bbu.errors import ConfigError
 from bbu.models import attention
 from bbu.models.attention import (
+    _all_segments,
     _Segments,
+    _segments_or_mask,
     _varlen_attention,
-    _varlen_mask,
     _VarlenWindows,
     check_packing_is_safe,
 )
@@ -56,8 +57,14 @@ def test_packed_samples_are_segments(folder, kernel):
 
 def test_padding_is_a_segment_of_its_own():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]).bool()
-    assert segment_lengths(_varlen_mask(3, 5, 5, attention_mask=mask)) == [2, 3, 5, 4, 1]
-    assert segment_lengths(_varlen_mask(2, 5, 5)) == [5, 5]
+    assert segment_lengths(_segments_or_mask(3, 5, 5, attention_mask=mask, find_segments=_all_segments)) == [
+        2,
+        3,
+        5,
+        4,
+        1,
+    ]
+    assert segment_lengths(_segments_or_mask(2, 5, 5, find_segments=_all_segments)) == [5, 5]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
