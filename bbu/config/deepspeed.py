@@ -38,7 +38,8 @@ def deepspeed_plan(infra: InfrastructureConfig) -> DeepSpeedPlan:
     Raises:
         ConfigError: the file is missing, is not JSON, or names no stage.
     """
-    section, stage = _zero_section(infra), zero_stage(infra)
+    path = find_deepspeed_file(infra.deepspeed_config)
+    stage, section = _zero_section(path, _read_deepspeed_file(path))
     size = section.get("reduce_bucket_size", _DEFAULT_BUCKET)
     return DeepSpeedPlan(
         stage=stage,
@@ -49,33 +50,20 @@ def deepspeed_plan(infra: InfrastructureConfig) -> DeepSpeedPlan:
     )
 
 
-def zero_stage(infra: InfrastructureConfig) -> int:
-    """Read the stage of ZeRO, 0 to 3, from the DeepSpeed JSON.
-
-    Raises:
-        ConfigError: the file is missing, is not JSON, or names no stage.
-    """
-    stage = _zero_section(infra).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise _no_stage(find_deepspeed_file(infra.deepspeed_config))
-    return stage
-
-
 def check_deepspeed(config: DirectConfig) -> None:
     """Refuse what DeepSpeed would do instead of what the run config says, and what would leave ranks waiting.
 
     Raises:
         ConfigError: the first contradiction, or a file that is missing or is not JSON.
     """
-    infra = config.infrastructure
-    path = find_deepspeed_file(infra.deepspeed_config)
+    path = find_deepspeed_file(config.infrastructure.deepspeed_config)
     settings = _read_deepspeed_file(path)
     # DeepSpeed's own optimizer and schedule know one learning rate, and would ignore those of the five groups.
     if sections := [name for name in ("optimizer", "scheduler") if name in settings]:
         raise ConfigError(
             f"{path}: {' and '.join(sections)} would replace the learning rates of the run config; remove the section"
         )
-    stage, section = zero_stage(infra), _zero_section(infra)
+    stage, section = _zero_section(path, settings)
     if _offload_device(section, "offload_optimizer") != "none" and settings.get("zero_force_ds_cpu_optimizer", True):
         # accelerate replaces the optimizer by DeepSpeedCPUAdam, whose steps call no hook.
         raise ConfigError(
@@ -122,21 +110,18 @@ def find_deepspeed_file(name: str) -> Path:
     raise ConfigError(f"deepspeed_config {name}: no such file; see configs/deepspeed")
 
 
-def _zero_section(infra: InfrastructureConfig) -> dict[str, Any]:
-    path = find_deepspeed_file(infra.deepspeed_config)
-    section = _read_deepspeed_file(path).get("zero_optimization", {})
-    if not isinstance(section, dict):
-        raise _no_stage(path)
-    return section
+def _zero_section(path: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The stage of ZeRO, 0 to 3, and the section that names it."""
+    section = settings.get("zero_optimization", {})
+    stage = section.get("stage", 0) if isinstance(section, dict) else None
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization must name a stage, 0 to 3; copy one of configs/deepspeed")
+    return stage, section
 
 
 def _offload_device(section: dict[str, Any], name: str) -> str:
     offload = section.get(name)
     return str(offload.get("device", "none")) if isinstance(offload, dict) else "none"
-
-
-def _no_stage(path: Path) -> ConfigError:
-    return ConfigError(f"{path}: zero_optimization must name a stage, 0 to 3; copy one of configs/deepspeed")
 
 
 def _read_deepspeed_file(path: Path) -> dict[str, Any]:

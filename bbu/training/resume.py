@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bbu.config.deepspeed import zero_stage
+from bbu.config.deepspeed import deepspeed_plan
 from bbu.config.flat import DirectConfig
 from bbu.config.read import load_recorded_config
 from bbu.errors import CheckpointError, ConfigError
@@ -289,4 +289,4 @@ def _saved_state_kind(checkpoint: Checkpoint) -> str:
 
 
 def _present_state_kind(config: DirectConfig) -> str:
-    return _STATE_KINDS[zero_stage(config.infrastructure)] if config.deepspeed_enabled else _PLAIN
+    return _STATE_KINDS[deepspeed_plan(config.infrastructure).stage] if config.deepspeed_enabled else _PLAIN
