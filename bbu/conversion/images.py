@@ -131,7 +131,8 @@ def _resample(pixels: _Pixels, size: tuple[int, int]) -> _Pixels:
     """Resample an RGB picture (height, width, 3) to `size` (width, height) with Lanczos windows.
 
     libvips takes a sixth of Pillow's time, and computes in whole numbers: the bytes are the same with and without
-    vector instructions. It enlarges by another filter, half a pixel beside, so Pillow does that.
+    vector instructions. When it enlarges, it uses another filter and shifts the picture by up to half a pixel, so
+    Pillow enlarges.
     """
     height, width, _ = pixels.shape
     if size[0] > width or size[1] > height:

@@ -21,6 +21,7 @@ from torch import nn
 
 from bbu.config.domains import TrainingConfig
 from bbu.errors import ModelError
+from bbu.models.groups import BASE_GROUPS, stated_learning_rates
 from bbu.run.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter_folder
 from bbu.strict_json import read_json
 
@@ -61,8 +62,8 @@ class AdapterSpec:
         """The adapters that a run config asks for; None where it trains the weights themselves."""
         if config.lora_rank == 0:
             return None
-        rates = {"vision": config.vision_lr, "merger": config.merger_lr, "llm": config.llm_lr}
-        groups = tuple(group for group, rate in rates.items() if rate > 0)
+        rates = stated_learning_rates(config)
+        groups = tuple(group for group in BASE_GROUPS if rates[group] > 0)
         return cls(config.lora_rank, config.lora_alpha, config.lora_dropout, groups)
 
     @property

@@ -129,9 +129,8 @@ def count_low_rank(dimensions: ModelDimensions, rank: int) -> dict[str, int]:
     """Count the parameters of low-rank adapters on every linear layer, by learning-rate group (see `adapters.py`)."""
     d = dimensions
     joined = d.vision_width * d.merged_patches
-    attention = (
-        6 * d.width + 2 * d.key_value_width
-    )  # the widths before and after each layer: queries, keys, values, out
+    # the widths before and after each layer: queries, keys, values, out
+    attention = 6 * d.width + 2 * d.key_value_width
     return {
         "vision": rank * d.vision_layers * (6 * d.vision_width + 3 * (d.vision_width + d.vision_inner)),
         "merger": rank * (3 * joined + d.vision_out),

@@ -20,6 +20,8 @@ from bbu.config.deepspeed import DeepSpeedPlan, check_deepspeed, deepspeed_plan
 from bbu.config.flat import DirectConfig
 from bbu.errors import ConfigError
 from bbu.models.dimensions import ModelDimensions, count_low_rank, count_parameters, read_dimensions
+from bbu.models.groups import BASE_GROUPS, stated_learning_rates
+from bbu.resize import FACTOR
 
 logger = logging.getLogger(__name__)
 GB = 1e9
@@ -42,8 +44,6 @@ _TEXT_TOKENS, _OBJECTS, _OBJECT_TOKENS, _CAPTION_TOKENS, _PROMPT_TOKENS = 390, 5
 of its description; tokens of the instruction. From the 391 real photos and Qwen's tokenizer."""
 _LOSS_BYTES = 3 * _FLOAT
 """Of each logit in the backward pass: its log-probability, and the gradients of both the loss and the softmax."""
-_BASE_GROUPS = ("vision", "merger", "llm")
-"""The groups of learning rates that get low-rank adapters."""
 _LIVE_PARAMETERS = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered (stage3_max_live_parameters, DeepSpeed's default)."""
 
@@ -116,7 +116,7 @@ def estimate_memory(config: DirectConfig, dimensions: ModelDimensions, ranks: in
     plan = deepspeed_plan(config.infrastructure) if config.infrastructure.deepspeed_enabled else None
     counts, precision = count_parameters(dimensions, config.detection), _precision(config)
     trained = _trained_counts(config, dimensions, counts)
-    low_rank = sum(trained[group] for group in _BASE_GROUPS if group in trained) if config.training.lora_rank else 0
+    low_rank = sum(trained[group] for group in BASE_GROUPS if group in trained) if config.training.lora_rank else 0
     states, host = _states(config, plan, precision, ranks, sum(counts.values()) + low_rank, sum(trained.values()))
     row = _longest_row(config, dimensions)
     embedding = dimensions.embedding_parameters if "llm" in trained and not low_rank else 0
@@ -234,7 +234,7 @@ def _longest_row(config: DirectConfig, dimensions: ModelDimensions) -> Row:
     packed = data.collator_type == "packed"
     samples = 1 if packed else training.per_device_train_batch_size
     length = data.max_total_length if packed else config.model.model_max_length
-    image_tokens = data.max_pixels // 28**2
+    image_tokens = data.max_pixels // FACTOR**2
     images = max(1, length // (image_tokens + _TEXT_TOKENS)) * samples
     photos = 1 + data.teacher_ratio * data.num_teacher_samples  # images of a sample, on average
     patches = images * image_tokens * dimensions.merged_patches
@@ -280,11 +280,8 @@ def _precision(config: DirectConfig) -> _Precision:
 def _trained_counts(config: DirectConfig, d: ModelDimensions, counts: Mapping[str, int]) -> dict[str, int]:
     """Count the parameters that train, by learning-rate group; with lora_rank, those of the low-rank adapters."""
     t = config.training
-    rates = {
-        "vision": t.vision_lr, "merger": t.merger_lr, "llm": t.llm_lr, "detection": t.detection_lr,
-        "adapter": t.adapter_lr,
-    }  # fmt: skip
     low_rank = count_low_rank(d, t.lora_rank) if t.lora_rank else {}
+    rates = stated_learning_rates(t)
     return {group: low_rank.get(group, count) for group, count in counts.items() if rates[group] > 0}
 
 

@@ -152,9 +152,10 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._pace.begin(state)
-        if state.is_world_process_zero:
-            _log_schedule(args, state)
-        if self._display == "bar" and state.is_world_process_zero:
+        if not state.is_world_process_zero:
+            return
+        _log_schedule(args, state)
+        if self._display == "bar":
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -14,18 +14,7 @@ from torch import nn
 from bbu.config.domains import TrainingConfig
 from bbu.errors import ConfigError, ModelError
 from bbu.models.adapters import has_adapters, is_adapter_name
-
-_LEARNING_RATES: dict[str, Callable[[TrainingConfig], float]] = {
-    "vision": lambda config: config.vision_lr,
-    "merger": lambda config: config.merger_lr,
-    "llm": lambda config: config.llm_lr,
-    "detection": lambda config: config.detection_lr,
-    "adapter": lambda config: config.adapter_lr,
-}
-"""The five groups and the config key of each one's rate; the earliest group owns a parameter shared by several."""
-GROUPS = tuple(_LEARNING_RATES)
-HEAD_GROUPS = ("detection", "adapter")
-"""The groups that make up the detection head."""
+from bbu.models.groups import BASE_GROUPS, GROUPS, stated_learning_rates
 
 
 @dataclass(frozen=True)
@@ -134,7 +123,7 @@ def _group_learning_rates(config: TrainingConfig, world_size: int) -> dict[str, 
 
     The linear scaling rule of Goyal et al. 2017 (arXiv:1706.02677).
     """
-    rates = {group: float(rate(config)) for group, rate in _LEARNING_RATES.items()}
+    rates = stated_learning_rates(config)
     if not config.auto_scale_lr:
         return rates
     batch_size = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size
@@ -148,7 +137,7 @@ def _sort_parameters(model: nn.Module) -> tuple[ManagedParameter, ...]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[parameter].append(name)
     decay_free = set(_decay_free_names(model))
-    bases = ("vision", "merger", "llm") if has_adapters(model) else ()
+    bases = BASE_GROUPS if has_adapters(model) else ()
     return tuple(
         ManagedParameter(
             name=aliases[0],

@@ -26,12 +26,13 @@ from bbu.data.packing import PackingBatchSampler
 from bbu.data.sampling import EpochBatchSampler, EpochDataLoader, eval_batches
 from bbu.errors import CheckpointError, NonFiniteError
 from bbu.models.adapters import has_adapters
+from bbu.models.groups import HEAD_GROUPS
 from bbu.models.qwen import gathered_parameters, without_transformers_warnings
 from bbu.training.flops import measure_work, peak_flops, training_flops
 from bbu.training.loss_manager import LossManager, global_counts
 from bbu.training.metrics import Throughput
 from bbu.training.objective import Objective
-from bbu.training.parameter_manager import HEAD_GROUPS, ParameterManager
+from bbu.training.parameter_manager import ParameterManager
 from bbu.training.position import DataPosition, is_same_cut, measure_position, seen_indices, write_position
 from bbu.training.preemption import StopFlag, obey_parent_only, stop_agreed
 from bbu.training.saving import CheckpointSaver, Publication

@@ -13,7 +13,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, T
 from bbu.config.domains import TrainingConfig
 from bbu.config.read import load_config
 from bbu.errors import ConfigError, ModelError
-from bbu.training.parameter_manager import GROUPS, ParameterManager, current_learning_rates
+from bbu.models.groups import GROUPS
+from bbu.training.parameter_manager import ParameterManager, current_learning_rates
 
 RATES = {"vision": 1e-6, "merger": 2e-6, "llm": 3e-6, "detection": 4e-6, "adapter": 5e-6}
 """The rate of each group in these tests."""
